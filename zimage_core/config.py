@@ -1,0 +1,113 @@
+"""Every number of the model family: dimensions, latent statistics and the defaults of the official pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class S3DiTConfig:
+    """Dimensions of the single-stream diffusion transformer. The defaults are Z-Image Turbo and Base (6.15 B parameters).
+
+    Raises ValueError when the sizes contradict each other, naming both numbers.
+    """
+
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    n_kv_heads: int | None = None  # None: as many as n_heads
+    ffn_dim: int | None = None  # None: 8/3 of dim
+    in_channels: int = 16
+    patch_size: int = 2
+    cap_feat_dim: int = 2560
+    norm_eps: float = 1e-5
+    rope_theta: float = 256.0
+    axes_dims: tuple[int, ...] = (32, 48, 48)  # rotary dimensions of frame, row and column
+    t_scale: float = 1000.0
+    t_hidden: int = 1024
+    t_dim: int | None = None  # None: min(dim, 256), the width of the adaLN input
+    pad_multiple: int = 32  # captions and images are padded to this with learned tokens, which are attended
+    siglip_feat_dim: int | None = None  # 1152 in the omni models
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        put(self, "ffn_dim", self.ffn_dim or int(self.dim / 3 * 8))
+        put(self, "t_dim", self.t_dim or min(self.dim, 256))
+        put(self, "axes_dims", tuple(self.axes_dims))
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if sum(self.axes_dims) != self.head_dim:
+            raise ValueError(f"axes_dims {self.axes_dims} add up to {sum(self.axes_dims)}, the head has {self.head_dim}")
+        if any(d % 2 for d in self.axes_dims):
+            raise ValueError(f"axes_dims {self.axes_dims} must be even: rotary embedding turns pairs")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """Dimensions of the text encoder. The defaults are Qwen3-4B."""
+
+    vocab_size: int = 151936
+    hidden_size: int = 2560
+    intermediate_size: int = 9728
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Dimensions of the Flux-style autoencoder. The defaults are the 16-channel one that Z-Image uses."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    in_channels: int = 3
+    z_channels: int = 16
+    norm_groups: int = 32
+    scaling_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+    @property
+    def downscale(self) -> int:
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """The small model that ships in `models/nano`: same classes, same file formats, trained by `zimage_core/train`."""
+
+    transformer: S3DiTConfig = field(
+        default_factory=lambda: S3DiTConfig(
+            dim=384, n_layers=4, n_refiner_layers=1, n_heads=3, cap_feat_dim=256, t_hidden=384
+        )
+    )
+    text_encoder: Qwen3Config = field(
+        default_factory=lambda: Qwen3Config(
+            vocab_size=4096,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=5,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+    autoencoder: AutoencoderConfig = field(
+        default_factory=lambda: AutoencoderConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
+    )
+    resolution: int = 128  # pixels, square
+
+
+TURBO_STEPS = 8
+SHIFT = 3.0  # sigma' = shift * sigma / (1 + (shift - 1) * sigma)
+REFERENCE_MAX_TOKENS = 512  # the reference pipeline cuts the templated prompt here

@@ -1,0 +1,317 @@
+"""S3-DiT, the single-stream diffusion transformer of Z-Image (arXiv 2511.22699, section 3).
+
+Caption and image tokens run through two small refiners of their own, then as one sequence through `layers`.
+Shapes: B batch, L caption tokens (padded to a multiple of 32), N image tokens (likewise), S = L + N, D = dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, sdpa
+from .config import S3DiTConfig
+from .rope import caption_ids, image_ids, rope_table
+from .run_memo import RunMemo
+
+Modulation = tuple[Tensor, Tensor, Tensor, Tensor]  # scale and gate of attention, scale and gate of feed-forward: [B, 1, D]
+
+
+class TimestepEmbedder(nn.Module):
+    """Sigma's complement t in [0, 1000] -> the adaLN input. The sinusoid is float32, as in the reference."""
+
+    FREQUENCIES = 128
+    MAX_PERIOD = 10000
+
+    def __init__(self, config: S3DiTConfig, operations: Any, **place: Any) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            operations.Linear(2 * self.FREQUENCIES, config.t_hidden, bias=True, **place),
+            nn.SiLU(),
+            operations.Linear(config.t_hidden, config.t_dim, bias=True, **place),
+        )
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """t: [B] -> [B, t_dim] in dtype."""
+        steps = torch.arange(self.FREQUENCIES, dtype=torch.float32, device=t.device)
+        angle = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * steps / self.FREQUENCIES)
+        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1).to(dtype))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: S3DiTConfig, operations: Any, **place: Any) -> None:
+        super().__init__()
+        self.w1 = operations.Linear(config.dim, config.ffn_dim, bias=False, **place)
+        self.w2 = operations.Linear(config.ffn_dim, config.dim, bias=False, **place)
+        self.w3 = operations.Linear(config.dim, config.ffn_dim, bias=False, **place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each between two norms; with modulation, scaled before and tanh-gated after."""
+
+    def __init__(self, config: S3DiTConfig, modulated: bool, attend: Callable, operations: Any, **place: Any) -> None:
+        super().__init__()
+
+        def norm() -> nn.Module:
+            return operations.RMSNorm(config.dim, eps=config.norm_eps, elementwise_affine=True, **place)
+
+        self.attention = Attention(config, attend, operations, **place)
+        self.feed_forward = FeedForward(config, operations, **place)
+        self.attention_norm1, self.attention_norm2 = norm(), norm()
+        self.ffn_norm1, self.ffn_norm2 = norm(), norm()
+        if modulated:
+            self.adaLN_modulation = nn.Sequential(operations.Linear(config.t_dim, 4 * config.dim, bias=True, **place))
+
+    def modulation(self, c: Tensor) -> Modulation:
+        """c: [B, t_dim] -> what `forward` takes. There is no SiLU before this projection, unlike the final layer's."""
+        scale_a, gate_a, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(4, dim=-1)
+        return 1 + scale_a, gate_a.tanh(), 1 + scale_m, gate_m.tanh()
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        freqs: Tensor,
+        modulation: Modulation | None = None,
+        transformer_options: dict = {},  # noqa: B006
+    ) -> Tensor:
+        """x: [B, S, D] -> [B, S, D]."""
+        if modulation is None:
+            x = x + self.attention_norm2(
+                self.attention(self.attention_norm1(x), mask, freqs, transformer_options=transformer_options)
+            )
+            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+        scale_a, gate_a, scale_m, gate_m = modulation
+        x = x + gate_a * self.attention_norm2(
+            self.attention(self.attention_norm1(x) * scale_a, mask, freqs, transformer_options=transformer_options)
+        )
+        return x + gate_m * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale_m))
+
+
+class FinalLayer(nn.Module):
+    """Norm without weights, scale from the timestep, projection to patches."""
+
+    def __init__(self, config: S3DiTConfig, operations: Any, **place: Any) -> None:
+        super().__init__()
+        self.norm_final = operations.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6, **place)
+        self.linear = operations.Linear(config.dim, config.patch_size**2 * config.in_channels, bias=True, **place)
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), operations.Linear(config.t_dim, config.dim, bias=True, **place)
+        )
+
+    def modulation(self, c: Tensor) -> Tensor:
+        return 1 + self.adaLN_modulation(c).unsqueeze(1)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x: [B, N, D], scale: [B, 1, D] -> [B, N, patch * patch * channels]."""
+        return self.linear(self.norm_final(x) * scale)
+
+
+class S3DiT(nn.Module):
+    """Predicts the flow velocity, noise - clean, of a latent.
+
+    operations: where Linear, RMSNorm and LayerNorm come from; the host passes its own, which stream and cast weights.
+    """
+
+    def __init__(
+        self,
+        config: S3DiTConfig,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        operations: Any = nn,
+    ) -> None:
+        super().__init__()
+        if config.siglip_feat_dim is not None:
+            raise NotImplementedError(
+                f"these are omni weights (siglip width {config.siglip_feat_dim}): reference images are not supported yet"
+            )
+        place = {"device": device, "dtype": dtype}
+        self.config = config
+        self.dtype = dtype
+
+        def blocks(count: int, modulated: bool) -> nn.ModuleList:
+            return nn.ModuleList(Block(config, modulated, self.attend, operations, **place) for _ in range(count))
+
+        self.x_embedder = operations.Linear(config.patch_size**2 * config.in_channels, config.dim, bias=True, **place)
+        self.noise_refiner = blocks(config.n_refiner_layers, modulated=True)
+        self.context_refiner = blocks(config.n_refiner_layers, modulated=False)
+        self.t_embedder = TimestepEmbedder(config, operations, **place)
+        self.cap_embedder = nn.Sequential(
+            operations.RMSNorm(config.cap_feat_dim, eps=config.norm_eps, elementwise_affine=True, **place),
+            operations.Linear(config.cap_feat_dim, config.dim, bias=True, **place),
+        )
+        self.layers = blocks(config.n_layers, modulated=True)
+        self.final_layer = FinalLayer(config, operations, **place)
+        self.x_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
+        self.cap_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict) -> Tensor:
+        return sdpa(q, k, v, mask, transformer_options)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        num_tokens: Any = None,
+        attention_mask: Tensor | None = None,
+        transformer_options: dict = {},  # noqa: B006
+        **kwargs: Any,
+    ) -> Tensor:
+        """The velocity noise - clean.
+
+        x: [B, C, H, W] noisy latent; timesteps: [B] sigma in [0, 1], 1 is pure noise; context: [B, L, cap_feat_dim],
+        right-padded to the longest; attention_mask: bool [B, L] of real caption tokens, None when all are.
+        num_tokens is what the host passes and is not needed. run_memo=[RunMemo, ...] keeps what the run repeats.
+        Returns [B, C, H, W]. Raises ValueError when widths do not fit the weights.
+        """
+        return self.velocity(x, timesteps, context, num_tokens, attention_mask, transformer_options, **kwargs)
+
+    def velocity(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        num_tokens: Any = None,
+        attention_mask: Tensor | None = None,
+        transformer_options: dict = {},  # noqa: B006
+        run_memo: list[RunMemo] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        self._check_widths(x, context)
+        memo, *others = run_memo or [RunMemo()]
+        key = (*others, x.shape[0], x.dtype, x.device)
+        height, width = x.shape[-2:]
+        image = self.patchify(x)
+        rows, columns = (math.ceil(side / self.config.patch_size) for side in (height, width))
+
+        lengths = memo.once(("lengths", *key), lambda: self._caption_lengths(context, attention_mask))
+        rope_options = transformer_options.get("rope_options") or {}
+        caption_freqs, image_freqs, key_mask = memo.once(
+            ("positions", rows, columns, *sorted(rope_options.items()), *key),
+            lambda: self._positions(lengths, rows, columns, rope_options, x.device),
+        )
+        caption = memo.once(
+            ("caption", *key),
+            lambda: self.refine_caption(context, lengths, caption_freqs, key_mask, x.dtype, transformer_options),
+        )
+        refiner_mods, layer_mods, final_scale = memo.per_timestep(
+            timesteps, key, lambda: self.modulations(timesteps, x.dtype)
+        )
+
+        image = self._pad(self.x_embedder(image), image_freqs.shape[1], self.x_pad_token)  # [B, N, D]
+        for block, modulation in zip(self.noise_refiner, refiner_mods, strict=True):
+            image = block(image, None, image_freqs, modulation, transformer_options=transformer_options)
+
+        hidden = torch.cat((caption, image), dim=1)  # [B, S, D]
+        freqs = memo.once(
+            ("freqs", rows, columns, *sorted(rope_options.items()), *key),
+            lambda: torch.cat((caption_freqs, image_freqs), dim=1),
+        )
+        if key_mask is not None:
+            key_mask = F.pad(key_mask, (0, image.shape[1]), value=True)
+        for block, modulation in zip(self.layers, layer_mods, strict=True):
+            hidden = block(hidden, key_mask, freqs, modulation, transformer_options=transformer_options)
+
+        start = caption.shape[1]
+        patches = self.final_layer(hidden[:, start : start + rows * columns], final_scale)
+        return -self.unpatchify(patches, rows, columns)[..., :height, :width]  # the weights predict clean - noise
+
+    def modulations(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[list[Modulation], list[Modulation], Tensor]:
+        """timesteps: [B] sigma -> the modulation of every noise refiner block, of every layer, and the final scale."""
+        c = self.t_embedder((1.0 - timesteps) * self.config.t_scale, dtype)  # [B, t_dim]
+        refiner, layers = ([block.modulation(c) for block in blocks] for blocks in (self.noise_refiner, self.layers))
+        return refiner, layers, self.final_layer.modulation(c)
+
+    def refine_caption(
+        self,
+        context: Tensor,
+        lengths: list[int],
+        freqs: Tensor,
+        key_mask: Tensor | None,
+        dtype: torch.dtype,
+        transformer_options: dict = {},  # noqa: B006
+    ) -> Tensor:
+        """context [B, L', cap_feat_dim] -> refined caption tokens [B, L, D]; independent of the image and of time."""
+        padded = freqs.shape[1]
+        caption = self.cap_embedder(context[:, :padded].to(dtype))
+        caption = self._pad(caption, padded, self.cap_pad_token)
+        if min(lengths) < context.shape[1]:  # learned tokens replace each sample's own padding
+            real = torch.arange(padded, device=caption.device) < torch.tensor(lengths, device=caption.device)[:, None]
+            caption = torch.where(real[..., None], caption, self.cap_pad_token.to(caption))
+        for block in self.context_refiner:
+            caption = block(caption, key_mask, freqs, transformer_options=transformer_options)
+        return caption
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, rows * columns, patch * patch * C], channel fastest; odd sizes wrap around, as in the host."""
+        p = self.config.patch_size
+        x = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p), mode="circular")
+        x = x.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, C, rows, p, columns, p]
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def unpatchify(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """The inverse of patchify: [B, rows * columns, patch * patch * C] -> [B, C, rows * patch, columns * patch]."""
+        p = self.config.patch_size
+        x = patches.unflatten(-1, (p, p, -1)).unflatten(1, (rows, columns))  # [B, rows, columns, p, p, C]
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def _positions(
+        self, lengths: list[int], rows: int, columns: int, rope_options: dict, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rope tables [1 or B, L, ...] and [1 or B, N, ...], and the key mask [B, 1, 1, L] of mixed lengths, else None."""
+        padded = [self._padded(length) for length in lengths]
+        longest = max(padded)
+        image_padded = self._padded(rows * columns)
+        frames = padded if min(padded) != longest else [longest]  # one table serves equal samples
+
+        def table(ids: Tensor) -> Tensor:
+            return rope_table(ids, self.config.axes_dims, self.config.rope_theta)
+
+        caption = table(caption_ids(longest, device)[None])
+        image = [image_ids(frame + 1, rows, columns, image_padded, rope_options, device) for frame in frames]
+        image_table = table(torch.stack(image))
+        if len(frames) == 1:
+            return caption, image_table, None
+        seen = torch.arange(longest, device=device) < torch.tensor(padded, device=device)[:, None]
+        return caption.expand(len(frames), *caption.shape[1:]), image_table, seen[:, None, None]
+
+    def _padded(self, length: int) -> int:
+        return length + -length % self.config.pad_multiple
+
+    def _pad(self, tokens: Tensor, length: int, pad_token: Tensor) -> Tensor:
+        missing = length - tokens.shape[1]
+        if missing <= 0:
+            return tokens
+        return torch.cat((tokens, pad_token.to(tokens).expand(tokens.shape[0], missing, -1)), dim=1)
+
+    @staticmethod
+    def _caption_lengths(context: Tensor, attention_mask: Tensor | None) -> list[int]:
+        if attention_mask is None:
+            return [context.shape[1]] * context.shape[0]
+        lengths = attention_mask.bool().sum(dim=-1).clamp(min=1).tolist()
+        return [int(n) for n in lengths] if len(lengths) == context.shape[0] else [int(lengths[0])] * context.shape[0]
+
+    def _check_widths(self, x: Tensor, context: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"latent has shape {tuple(x.shape)}, this model takes [B, {self.config.in_channels}, H, W]"
+            )
+        if context.shape[-1] != self.config.cap_feat_dim:
+            raise ValueError(
+                f"caption features are {context.shape[-1]} wide, this model takes {self.config.cap_feat_dim}: "
+                "use the text encoder that belongs to it (Qwen3-4B, 2560, for Z-Image)"
+            )
+        if context.shape[0] != x.shape[0]:
+            raise ValueError(f"{context.shape[0]} captions for {x.shape[0]} latents")
