@@ -1,0 +1,25 @@
+"""Weights in the wild: any file, folder or dict that people have -> our modules."""
+
+from .checkpoint import (
+    Checkpoint,
+    describe,
+    load_autoencoder,
+    load_text_encoder,
+    load_transformer,
+    read_autoencoder,
+    read_text_encoder,
+    read_transformer,
+)
+from .errors import WeightsError
+
+__all__ = [
+    "Checkpoint",
+    "WeightsError",
+    "describe",
+    "load_autoencoder",
+    "load_text_encoder",
+    "load_transformer",
+    "read_autoencoder",
+    "read_text_encoder",
+    "read_transformer",
+]

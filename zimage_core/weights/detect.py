@@ -1,0 +1,98 @@
+"""Tensor shapes -> configuration. Every size is read, never assumed: the stacks disagree at small sizes (zimage.md 1.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..config import AutoencoderConfig, Qwen3Config, S3DiTConfig
+from .errors import WeightsError
+
+AXES = (2, 3, 3)  # eighths of the head that turn with frame, row and column: 32, 48, 48 of 128
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return len({m[1] for key in tensors if (m := re.match(pattern, key))})
+
+
+def _shape(name: str, tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    if key not in tensors:
+        raise WeightsError(f"{name} has no tensor {key}: it is incomplete. Download it again or choose another file.")
+    return tuple(tensors[key].shape)
+
+
+def transformer_config(name: str, tensors: Mapping[str, Tensor]) -> S3DiTConfig:
+    """tensors: under our names, q/k/v fused. Raises WeightsError for Lumina 2 and for incomplete files."""
+
+    def shape(key: str) -> tuple[int, ...]:
+        return _shape(name, tensors, key)
+
+    if "cap_pad_token" not in tensors:
+        raise WeightsError(
+            f"{name} has no cap_pad_token: it looks like Lumina 2 or another relative, not Z-Image. "
+            "Load it with ComfyUI's own loader."
+        )
+    dim, patch_width = shape("x_embedder.weight")
+    head_dim = shape("layers.0.attention.q_norm.weight")[0]
+    n_heads = shape("layers.0.attention.out.weight")[1] // head_dim
+    kv_heads = (shape("layers.0.attention.qkv.weight")[0] // head_dim - n_heads) // 2
+    t_dim, t_hidden = shape("t_embedder.mlp.2.weight")
+    return S3DiTConfig(
+        dim=dim,
+        n_layers=_count(tensors, r"layers\.(\d+)\."),
+        n_refiner_layers=_count(tensors, r"noise_refiner\.(\d+)\."),
+        n_heads=n_heads,
+        n_kv_heads=kv_heads,
+        ffn_dim=shape("layers.0.feed_forward.w1.weight")[0],
+        in_channels=patch_width // S3DiTConfig.patch_size**2,
+        cap_feat_dim=shape("cap_embedder.1.weight")[1],
+        axes_dims=tuple(head_dim * eighths // 8 for eighths in AXES),
+        t_hidden=t_hidden,
+        t_dim=t_dim,
+        siglip_feat_dim=shape("siglip_embedder.1.weight")[1] if "siglip_embedder.1.weight" in tensors else None,
+    )
+
+
+def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config:
+    def shape(key: str) -> tuple[int, ...]:
+        return _shape(name, tensors, key)
+
+    vocab_size, hidden_size = shape("model.embed_tokens.weight")
+    if "model.layers.0.self_attn.q_norm.weight" not in tensors:
+        raise WeightsError(
+            f"{name} is not a Qwen3 model (it has no q_norm; {hidden_size} wide). Z-Image needs Qwen3-4B, 2560 wide."
+        )
+    head_dim = shape("model.layers.0.self_attn.q_norm.weight")[0]
+    return Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=shape("model.layers.0.mlp.gate_proj.weight")[0],
+        num_hidden_layers=_count(tensors, r"model\.layers\.(\d+)\."),
+        num_attention_heads=shape("model.layers.0.self_attn.q_proj.weight")[0] // head_dim,
+        num_key_value_heads=shape("model.layers.0.self_attn.k_proj.weight")[0] // head_dim,
+        head_dim=head_dim,
+    )
+
+
+def autoencoder_config(name: str, tensors: Mapping[str, Tensor]) -> AutoencoderConfig:
+    def shape(key: str) -> tuple[int, ...]:
+        return _shape(name, tensors, key)
+
+    ch, in_channels = shape("encoder.conv_in.weight")[:2]
+    levels = _count(tensors, r"encoder\.down\.(\d+)\.")
+    widths = [shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
+    z_channels = shape("decoder.conv_in.weight")[1]
+    if z_channels != AutoencoderConfig.z_channels:
+        raise WeightsError(
+            f"{name} has {z_channels} latent channels, Z-Image needs the Flux.1 autoencoder with "
+            f"{AutoencoderConfig.z_channels} (ae.safetensors)."
+        )
+    return AutoencoderConfig(
+        ch=ch,
+        ch_mult=tuple(width // ch for width in widths),
+        num_res_blocks=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+        in_channels=in_channels,
+        z_channels=z_channels,
+    )

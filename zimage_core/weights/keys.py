@@ -1,0 +1,149 @@
+"""Parameter names in the wild <-> ours, which are those of ComfyUI's single files (zimage.md 1.8 and 3).
+
+Tables, not code: every rule rewrites a layer's path and so carries `.weight`, `.bias` and quantisation companions alike.
+Rules are anchored to whole path parts, which makes the mapping idempotent: our own names pass through unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ATTENTION = r"(?P<block>(?:layers|noise_refiner|context_refiner|siglip_refiner)\.\d+\.attention)"
+
+
+@dataclass(frozen=True)
+class Rename:
+    """diffusers' path pattern and ours, each as (pattern to find, template to write)."""
+
+    theirs: str
+    ours: str
+
+
+# Groups named in a pattern are kept; the rest of a key (".weight" ...) follows the path.
+TRANSFORMER = (
+    Rename("all_x_embedder.2-1", "x_embedder"),
+    Rename("all_final_layer.2-1", "final_layer"),
+    Rename("{block}.to_out.0", "{block}.out"),
+    Rename("{block}.norm_q", "{block}.q_norm"),
+    Rename("{block}.norm_k", "{block}.k_norm"),
+)
+FUSED = ("to_q", "to_k", "to_v")  # rows of attention.qkv, in this order
+DROPPED = ("norm_final.weight",)  # a leftover of Lumina in some files
+
+PREFIXES = {
+    "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
+    "text_encoder": ("text_encoders.qwen3_4b.transformer.", "qwen3_4b.transformer.", "text_encoder.", ""),
+    "autoencoder": ("vae.", "first_stage_model.", ""),
+}
+SIGNATURES = {  # a layer that only this kind of file has, in each dialect
+    "transformer": ("cap_embedder.1.weight",),
+    "text_encoder": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "autoencoder": ("decoder.conv_in.weight",),
+}
+
+# The autoencoder: diffusers on the left, Flux's own on the right; {d} counts levels down, {u} counts them from the other end.
+AUTOENCODER = (
+    Rename("encoder.down_blocks.{d}.resnets.{r}.conv_shortcut", "encoder.down.{d}.block.{r}.nin_shortcut"),
+    Rename("encoder.down_blocks.{d}.resnets.{r}", "encoder.down.{d}.block.{r}"),
+    Rename("encoder.down_blocks.{d}.downsamplers.0", "encoder.down.{d}.downsample"),
+    Rename("decoder.up_blocks.{u}.resnets.{r}.conv_shortcut", "decoder.up.{u}.block.{r}.nin_shortcut"),
+    Rename("decoder.up_blocks.{u}.resnets.{r}", "decoder.up.{u}.block.{r}"),
+    Rename("decoder.up_blocks.{u}.upsamplers.0", "decoder.up.{u}.upsample"),
+    Rename("{side}.mid_block.resnets.0", "{side}.mid.block_1"),
+    Rename("{side}.mid_block.resnets.1", "{side}.mid.block_2"),
+    Rename("{side}.mid_block.attentions.0.group_norm", "{side}.mid.attn_1.norm"),
+    Rename("{side}.mid_block.attentions.0.to_q", "{side}.mid.attn_1.q"),
+    Rename("{side}.mid_block.attentions.0.to_k", "{side}.mid.attn_1.k"),
+    Rename("{side}.mid_block.attentions.0.to_v", "{side}.mid.attn_1.v"),
+    Rename("{side}.mid_block.attentions.0.to_out.0", "{side}.mid.attn_1.proj_out"),
+    Rename("{side}.conv_norm_out", "{side}.norm_out"),
+)
+GROUPS = {"block": ATTENTION, "d": r"(?P<d>\d+)", "u": r"(?P<u>\d+)", "r": r"(?P<r>\d+)", "side": "(?P<side>encoder|decoder)"}
+
+
+def _pattern(template: str) -> re.Pattern:
+    parts = re.split(r"(\{\w+\})", template)
+    body = "".join(GROUPS[part[1:-1]] if part.startswith("{") else re.escape(part) for part in parts)
+    return re.compile(rf"^{body}(?=\.|$)")
+
+
+def rename(key: str, table: Iterable[Rename], levels: int = 0, reverse: bool = False) -> str:
+    """One key through a table; `levels` is the number of autoencoder levels, which {u} counts backwards."""
+    for rule in table:
+        source, target = (rule.ours, rule.theirs) if reverse else (rule.theirs, rule.ours)
+        if match := _pattern(source).match(key):
+            groups = match.groupdict()
+            if "u" in groups:
+                groups["u"] = levels - 1 - int(groups["u"])
+            return target.format(**groups) + key[match.end() :]
+    return key
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one part of a file, without its prefix, and that prefix; empty when the part is not in it."""
+    for prefix in PREFIXES[kind]:
+        if any(prefix + signature in tensors for signature in SIGNATURES[kind]):
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, prefix
+    return {}, ""
+
+
+def transformer_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names only; split q, k, v rows are still split (see `fuse_qkv`)."""
+    return {rename(k, TRANSFORMER): v for k, v in tensors.items() if k not in DROPPED}
+
+
+def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """attention.to_q, to_k, to_v .weight -> attention.qkv.weight."""
+    fused = dict(tensors)
+    for first in [k for k in tensors if k.endswith(".attention.to_q.weight")]:
+        base = first[: -len("to_q.weight")]
+        names = [f"{base}{part}.weight" for part in FUSED]
+        if all(name in fused for name in names):
+            fused[f"{base}qkv.weight"] = torch.cat([fused.pop(name) for name in names])
+    return fused
+
+
+def transformer_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours -> diffusers; diffusers has no grouped-query attention, so q, k and v are thirds."""
+    out = {}
+    for key, value in tensors.items():
+        if key.endswith(".attention.qkv.weight"):
+            base = key[: -len("qkv.weight")]
+            out |= {f"{base}{part}.weight": rows for part, rows in zip(FUSED, value.chunk(3), strict=True)}
+        else:
+            out[rename(key, TRANSFORMER, reverse=True)] = value
+    return out
+
+
+def text_encoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder under `model.`; the output head is the embedding, so a stored copy of it is dropped."""
+    inside = "model.embed_tokens.weight" in tensors
+    return {k if inside else f"model.{k}": v for k, v in tensors.items() if not k.startswith("lm_head.")}
+
+
+def autoencoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names, and diffusers' linear attention weights [C, C] as Flux's 1x1 convolutions [C, C, 1, 1]."""
+    levels = _levels(tensors, r"^decoder\.up_blocks\.(\d+)")
+    out = {rename(k, AUTOENCODER, levels): v for k, v in tensors.items()}
+    return {
+        k: v[:, :, None, None] if ".attn_1." in k and k.endswith(".weight") and v.ndim == 2 else v for k, v in out.items()
+    }
+
+
+def autoencoder_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    levels = _levels(tensors, r"^decoder\.up\.(\d+)")
+    out = {}
+    for key, value in tensors.items():
+        if ".attn_1." in key and value.ndim == 4:
+            value = value[:, :, 0, 0]
+        out[rename(key, AUTOENCODER, levels, reverse=True)] = value
+    return out
+
+
+def _levels(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return max((int(m[1]) + 1 for k in tensors if (m := re.match(pattern, k))), default=0)
