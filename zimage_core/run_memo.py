@@ -1,34 +1,47 @@
-"""What one sampling run computes once."""
+"""What one sampling run computes once: refined captions, rope tables, and each timestep's modulation.
+
+Whoever starts a run makes these objects and hands them to each forward; they go with the run. Keys are the objects
+themselves, never tensor contents, which would wait for the GPU.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 T = TypeVar("T")
 
 
-class RunMemo:
-    """Values that depend on a prompt, a size or a timestep only: refined captions, rope tables, modulation.
-
-    One is made per conditioning and run by whoever starts the run, handed to each forward, and dropped with the run, so
-    nothing outlives it and nothing is looked up by content (which would wait for the GPU).
-    """
+class TimestepMemo:
+    """The latest timestep's modulation, shared by all conditionings of a run; it goes when the timestep tensor does."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, object] = {}
-        self._timesteps: Tensor | None = None
-        self._modulation: object = None
+        self._timestep: weakref.ref[Tensor] | None = None
+        self._key: Hashable = None
+        self._value: Any = None
+
+    def once(self, timestep: Tensor, key: Hashable, compute: Callable[[], T]) -> T:
+        if self._timestep is None or self._timestep() is not timestep or self._key != key:
+            self._value, self._key = compute(), key
+            self._timestep = weakref.ref(timestep, self._forget)
+        return self._value
+
+    def _forget(self, timestep: weakref.ref[Tensor]) -> None:
+        if timestep is self._timestep:
+            self._timestep = self._key = self._value = None
+
+
+class RunMemo:
+    """Values that depend on one conditioning and the picture's size, made once per conditioning and run."""
+
+    def __init__(self, timestep: TimestepMemo | None = None) -> None:
+        self.timestep = timestep or TimestepMemo()
+        self._kept: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         if key not in self._kept:
             self._kept[key] = compute()
-        return self._kept[key]  # type: ignore[return-value]
-
-    def per_timestep(self, timesteps: Tensor, key: Hashable, compute: Callable[[], T]) -> T:
-        """As `once`, but only the latest timestep tensor is kept: a schedule passes each of its values once."""
-        if self._timesteps is not timesteps or self._modulation is None or self._modulation[0] != key:
-            self._timesteps, self._modulation = timesteps, (key, compute())
-        return self._modulation[1]
+        return self._kept[key]

@@ -206,8 +206,10 @@ class S3DiT(nn.Module):
             ("caption", *key),
             lambda: self.refine_caption(context, lengths, caption_freqs, key_mask, x.dtype, transformer_options),
         )
-        refiner_mods, layer_mods, final_scale = memo.per_timestep(
-            timesteps, key, lambda: self.modulations(timesteps, x.dtype)
+        refiner_mods, layer_mods, final_scale = memo.timestep.once(
+            transformer_options.get("sigmas", timesteps),  # the host's tensor of this step, the same for every conditioning
+            (x.shape[0], x.dtype, x.device),
+            lambda: self.modulations(timesteps, x.dtype),
         )
 
         image = self._pad(self.x_embedder(image), image_freqs.shape[1], self.x_pad_token)  # [B, N, D]

@@ -1,0 +1,206 @@
+"""Prompt -> picture without ComfyUI: Turbo in 8 steps, Base with guidance."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autoencoder import AutoencoderKL
+from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
+from .guidance import Guidance
+from .prompt.template import load_tokenizer, tokenise
+from .run_memo import RunMemo, TimestepMemo
+from .schedule import euler_step, flow_sigmas
+from .text_encoder import Qwen3TextEncoder
+from .transformer import S3DiT
+from .weights import load_autoencoder, load_text_encoder, load_transformer
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, Tensor], None]
+
+
+@dataclass
+class PipelineOutput:
+    """images: PIL images, or a tensor [B, 3, H, W] in [0, 1] ("pt"), or scaled latents [B, 16, h, w] ("latent")."""
+
+    images: Any
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Features [B, L, cap_feat_dim], right-padded, and which of them are real: bool [B, L]."""
+
+    features: Tensor
+    mask: Tensor
+
+    def repeat(self, count: int) -> Captions:
+        return Captions(*(t.repeat_interleave(count, dim=0) for t in (self.features, self.mask)))
+
+
+class ZImagePipeline:
+    """The four parts of a Z-Image model, run as the reference runs them."""
+
+    def __init__(
+        self, transformer: S3DiT, text_encoder: Qwen3TextEncoder, autoencoder: AutoencoderKL, tokenizer: Any
+    ) -> None:
+        wide, needed = text_encoder.config.hidden_size, transformer.config.cap_feat_dim
+        if wide != needed:
+            raise ValueError(f"the text encoder is {wide} wide, the transformer takes {needed}: they are of two models")
+        self.transformer, self.text_encoder = transformer, text_encoder
+        self.autoencoder, self.tokenizer = autoencoder, tokenizer
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, torch_dtype: torch.dtype | None = None) -> ZImagePipeline:
+        """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/."""
+        folder = Path(path)
+        missing = [p for p in ("transformer", "text_encoder", "vae", "tokenizer") if not (folder / p).is_dir()]
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks the folders {', '.join(missing)} of a diffusers Z-Image model")
+        return cls.from_files(
+            folder / "transformer", folder / "text_encoder", folder / "vae", folder / "tokenizer", torch_dtype
+        )
+
+    @classmethod
+    def from_files(
+        cls,
+        transformer: str | os.PathLike,
+        text_encoder: str | os.PathLike,
+        autoencoder: str | os.PathLike,
+        tokenizer: str | os.PathLike,
+        torch_dtype: torch.dtype | None = None,
+    ) -> ZImagePipeline:
+        """Single files of any dialect (folders work too) and the folder of the tokenizer."""
+        return cls(
+            load_transformer(transformer, dtype=torch_dtype),
+            load_text_encoder(text_encoder, dtype=torch_dtype),
+            load_autoencoder(autoencoder, dtype=torch_dtype),
+            load_tokenizer(tokenizer),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.x_pad_token.device
+
+    def to(self, device: torch.device | str) -> ZImagePipeline:
+        for part in (self.transformer, self.text_encoder, self.autoencoder):
+            part.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Captions:
+        """Prompts -> caption features. Says in the log what is cut off at max_tokens; None cuts nothing."""
+        tokens = tokenise(self.tokenizer, prompts, max_tokens)
+        for prompt, cut in zip(prompts, tokens.cut, strict=True):
+            if cut:
+                log.warning("prompt cut at %s tokens, %s left out: %.60s...", max_tokens, cut, prompt)
+        ids, mask = tokens.input_ids.to(self.device), tokens.mask.to(self.device)
+        return Captions(self.text_encoder(ids, mask), mask)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        num_inference_steps: int = TURBO_STEPS,
+        guidance_scale: float = 0.0,
+        cfg_normalization: float | bool = 0.0,
+        cfg_truncation: float = 1.0,
+        height: int = 1024,
+        width: int = 1024,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        shift: float = SHIFT,
+        output_type: str = "pil",
+        callback: Progress | None = None,
+        max_sequence_length: int | None = REFERENCE_MAX_TOKENS,
+    ) -> PipelineOutput:
+        """Pictures of one or more prompts.
+
+        Turbo: 8 steps, guidance_scale 0. Base: 28-50 steps, guidance_scale 3-5, where ComfyUI's cfg is one more.
+        height, width: pixels, multiples of 8. latents: starting noise [B, 16, height / 8, width / 8].
+        callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
+        positive = self.encode_prompts(prompts, max_sequence_length).repeat(num_images_per_prompt)
+        negative = None
+        if guidance.scale > 0:
+            given = negative_prompt or ""
+            negatives = [given] * len(prompts) if isinstance(given, str) else list(given)
+            if len(negatives) != len(prompts):
+                raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+            negative = self.encode_prompts(negatives, max_sequence_length).repeat(num_images_per_prompt)
+
+        shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
+        x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
+        if tuple(x.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
+        x = self._sample(x, positive, negative, guidance, flow_sigmas(num_inference_steps, shift).tolist(), callback)
+        return PipelineOutput(self._output(x, output_type))
+
+    def _sample(
+        self,
+        x: Tensor,
+        positive: Captions,
+        negative: Captions | None,
+        guidance: Guidance,
+        sigmas: list[float],
+        callback: Progress | None,
+    ) -> Tensor:
+        dtype = self.transformer.x_pad_token.dtype
+        shared = TimestepMemo()
+        memos = {id(c): [RunMemo(shared)] for c in (positive, negative) if c is not None}
+
+        def velocity(captions: Captions, timesteps: Tensor) -> Tensor:
+            return self.transformer(
+                x.to(dtype), timesteps, captions.features, None, captions.mask, run_memo=memos[id(captions)]
+            )
+
+        for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
+            v = velocity(positive, timesteps)
+            if negative is not None and guidance.active(sigma):
+                v = guidance.combine(v, velocity(negative, timesteps))
+            x = euler_step(x, v, sigma, sigma_next)
+            if callback is not None:
+                callback(step + 1, len(sigmas) - 1, x)
+        return x
+
+    def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+        factor = self.autoencoder.config.downscale
+        if height % factor or width % factor or min(height, width) < factor:
+            raise ValueError(f"{width}x{height} pixels: both sides must be multiples of {factor}")
+        return batch, self.transformer.config.in_channels, height // factor, width // factor
+
+    def _noise(self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        """Where the generator lives, so a CPU seed gives the same picture on any device."""
+        if isinstance(generator, list):
+            if len(generator) != shape[0]:
+                raise ValueError(f"{len(generator)} generators for {shape[0]} pictures")
+            return torch.cat([self._noise((1, *shape[1:]), g) for g in generator])
+        device = generator.device if generator is not None else self.device
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(self.device)
+
+    def _output(self, x: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return x
+        weight = next(self.autoencoder.parameters())
+        pixels = self.autoencoder.decode(self.autoencoder.from_model(x).to(weight.dtype)).float()
+        pixels = (pixels / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return pixels
+        if output_type != "pil":
+            raise ValueError(f"output_type {output_type!r} is not one of pil, pt, latent")
+        from PIL import Image
+
+        rows = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(row) for row in rows]
