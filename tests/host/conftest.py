@@ -1,0 +1,44 @@
+"""One real ComfyUI server for the whole test session, and the graphs that run on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.host import graphs, weight_files
+from tests.host.server import ComfyServer
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.fail("COMFYUI_PATH names no ComfyUI; run the tests by `python dev.py test`.")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """The server's base directory; good and bad weight files lie under models/ before it starts."""
+    base = tmp_path_factory.mktemp("comfyui")
+    weight_files.write_all(base / "models")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(host_path, base):
+    with ComfyServer(host_path, base, "--disable-api-nodes") as server:
+        yield server
+
+
+@pytest.fixture
+def turbo() -> dict:
+    """The shipped text-to-image graph: nano, 128x128, 8 steps."""
+    return graphs.api_form("z_image_turbo_text_to_image")
+
+
+@pytest.fixture
+def host_ksampler() -> dict:
+    return graphs.api_form("z_image_turbo_host_ksampler")

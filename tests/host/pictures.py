@@ -1,0 +1,34 @@
+"""What tests ask of the pictures that a graph made."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from tests.host.server import ComfyServer, Result
+
+
+def explained(result: Result) -> str:
+    """For assertion messages: why a graph did not succeed."""
+    errors = [f"{error['class_type']}: {error['message'].strip()}" for error in result.errors]
+    return "; ".join(errors) or "no error was reported"
+
+
+def saved_images(server: ComfyServer, result: Result) -> list[Image.Image]:
+    assert result.ok, explained(result)
+    entries = [image for output in result.outputs.values() for image in output.get("images", [])]
+    return [Image.open(io.BytesIO(server.view(entry))) for entry in entries]
+
+
+def picture(server: ComfyServer, result: Result) -> np.ndarray:
+    """The one saved picture as [height, width, 3], 0 to 255, in a type that can be subtracted."""
+    images = saved_images(server, result)
+    assert len(images) == 1
+    return np.asarray(images[0].convert("RGB")).astype(np.int16)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean absolute difference in grey levels."""
+    return float(np.abs(first - second).mean())

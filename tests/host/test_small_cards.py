@@ -1,0 +1,31 @@
+"""Streaming weights (--lowvram, --novram) changes where they lie, never the picture."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.host.graphs import api_form, changed
+from tests.host.pictures import difference, picture
+from tests.host.server import ComfyServer
+from tests.host.test_host_nodes import with_model_node
+
+STREAMING_PACK = "stream_on_cpu.py"
+
+
+@pytest.mark.parametrize("option", ["--lowvram", "--novram"])
+def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_path, option):
+    turbo = api_form("z_image_turbo_text_to_image")
+    lora = {"lora_name": "fused.safetensors", "strength_model": 0.7}
+    on_file = changed(turbo, ZImageLoader__transformer="good.safetensors", ZImageLoader__weight_dtype="fp32")
+    graphs = {"nano": turbo, "file with a LoRA": with_model_node(on_file, "LoraLoaderModelOnly", **lora)}
+    expected = {name: picture(server, server.run(graph)) for name, graph in graphs.items()}
+
+    (tmp_path / "models").symlink_to(base / "models", target_is_directory=True)
+    (tmp_path / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name(STREAMING_PACK), tmp_path / "custom_nodes")
+    options = ("--disable-api-nodes", option)
+    with ComfyServer(host_path, tmp_path, *options, packs=(STREAMING_PACK,)) as streaming:
+        for name, graph in graphs.items():
+            assert difference(expected[name], picture(streaming, streaming.run(graph))) == 0, name
+        assert "loaded partially" in streaming.log, "nothing was streamed: the test proves nothing"

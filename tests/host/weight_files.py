@@ -1,0 +1,107 @@
+"""Small weight files for the server's model folders: good ones of random numbers, bad ones of each kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
+from zimage_core.config import NanoConfig
+
+# As wide as nano's text encoder, so that the two fit; otherwise a model of its own.
+TRANSFORMER = S3DiTConfig(
+    dim=256,
+    n_layers=2,
+    n_refiner_layers=1,
+    n_heads=2,
+    ffn_dim=512,
+    t_hidden=128,
+    cap_feat_dim=NanoConfig().text_encoder.hidden_size,
+)
+WIDE_TEXT_ENCODER = Qwen3Config(
+    vocab_size=151936 // 64,
+    hidden_size=2304,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+)
+LORA_RANK = 4
+
+
+def random_state(module: torch.nn.Module, seed: int) -> dict[str, Tensor]:
+    """Weights at which a model of any width gives finite, lively numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in module.state_dict().items():
+        if value.ndim > 1:
+            state[name] = torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
+        else:
+            state[name] = torch.full(value.shape, 0.0 if name.endswith("bias") else 1.0)
+    return state
+
+
+def transformer() -> dict[str, Tensor]:
+    return random_state(S3DiT(TRANSFORMER), seed=1)
+
+
+def loras() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The same change of every attention twice: by separate q, k, v keys, and by fused qkv keys."""
+    generator = torch.Generator().manual_seed(2)
+    dim, rank = TRANSFORMER.dim, LORA_RANK
+    split, fused = {}, {}
+    for layer in range(TRANSFORMER.n_layers):
+        path = f"diffusion_model.layers.{layer}.attention"
+        downs = [torch.randn(rank, dim, generator=generator) / dim**0.5 for _ in range(3)]
+        ups = [torch.randn(dim, rank, generator=generator) / rank**0.5 for _ in range(3)]
+        for name, down, up in zip(("to_q", "to_k", "to_v"), downs, ups, strict=True):
+            split[f"{path}.{name}.lora_A.weight"], split[f"{path}.{name}.lora_B.weight"] = down, up
+        fused[f"{path}.qkv.lora_A.weight"] = torch.cat(downs)
+        fused[f"{path}.qkv.lora_B.weight"] = torch.block_diag(*ups)
+    return split, fused
+
+
+def unet_of_another_family() -> dict[str, Tensor]:
+    prefix = "model.diffusion_model"
+    return {
+        f"{prefix}.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+        f"{prefix}.label_emb.0.0.weight": torch.zeros(1280, 2816),
+        f"{prefix}.out.2.weight": torch.zeros(4, 320, 3, 3),
+    }
+
+
+def write_all(models: Path) -> None:
+    folder = models / "diffusion_models"
+    for name in ("diffusion_models", "text_encoders", "vae", "loras"):
+        (models / name).mkdir(parents=True, exist_ok=True)
+    good = transformer()
+    save_file(good, folder / "good.safetensors")
+    save_file({k: v.bfloat16() for k, v in good.items()}, folder / "good_bf16.safetensors")
+
+    (folder / "text.safetensors").write_text("<html>404: this is a web page, not a model</html>\n" * 40)
+    torch.save(good, folder / "pickle.safetensors")
+    whole = (folder / "good.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.safetensors").write_bytes(b"")
+    missing = {k: v for k, v in good.items() if not k.startswith("layers.1.feed_forward")}
+    save_file(missing, folder / "missing_keys.safetensors")
+    misshapen = {**good, "layers.0.feed_forward.w2.weight": torch.zeros(TRANSFORMER.dim, 7)}
+    save_file(misshapen, folder / "wrong_shape.safetensors")
+    save_file(unet_of_another_family(), folder / "other_family.safetensors")
+    broken = {k: v.clone() for k, v in good.items()}
+    broken["layers.0.attention.qkv.weight"][0, 0] = float("nan")
+    save_file(broken, folder / "nan.safetensors")
+
+    split, fused = loras()
+    save_file(split, models / "loras" / "split.safetensors")
+    save_file(fused, models / "loras" / "fused.safetensors")
+    save_file(split, folder / "lora.safetensors")
+
+    save_file(
+        random_state(Qwen3TextEncoder(WIDE_TEXT_ENCODER, language_model=True), seed=3),
+        models / "text_encoders" / "wide_2304.safetensors",
+    )
+    (models / "vae" / "text.safetensors").write_text("not a model\n")

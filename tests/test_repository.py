@@ -1,0 +1,43 @@
+"""The repository's own rules, held by a machine: style, ASCII code, no trace of one machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Folders of a machine and hosts of package registries; split so that this file does not find itself.
+PARTS = (r"(?<![\w.])/" + "work/", "/" + "root/", "/home/" + r"\w+/", "pypi" + r"\.", "pythonhosted" + r"\.")
+PRIVATE = re.compile("|".join(PARTS))
+TEXT = {".py", ".md", ".json", ".toml", ".txt", ".js", ".yaml", ""}
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_ruff_finds_nothing():
+    command = [sys.executable, "-m", "ruff", "check", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_python_files_are_ascii():
+    """Tools read .py files in the machine's own encoding: other characters belong in JSON."""
+    assert not [path.name for path in tracked() if path.suffix == ".py" and not path.read_bytes().isascii()]
+
+
+def test_nothing_names_this_machine_or_a_registry():
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in tracked()
+        if path.suffix in TEXT and (match := PRIVATE.search(path.read_text(encoding="utf-8")))
+    ]
+    assert not found
+
+
+def test_zimage_core_knows_no_host():
+    pattern = re.compile(r"^\s*(from|import) (comfy\w*|nodes|folder_paths|server|execution)\b", re.MULTILINE)
+    files = [path for path in tracked() if path.is_relative_to(ROOT / "zimage_core") and path.suffix == ".py"]
+    assert not [path.name for path in files if pattern.search(path.read_text(encoding="utf-8"))]
