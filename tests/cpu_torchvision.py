@@ -1,4 +1,6 @@
-"""Lets torchvision's CUDA wheel import beside CPU torch: it registers fakes for operators that its library would define."""
+"""Lets torchvision's CUDA wheel import beside CPU torch: it registers fakes for operators that its library
+would define.
+"""
 
 from __future__ import annotations
 
@@ -13,5 +15,5 @@ SCHEMAS = {
 def define_missing_operators() -> None:
     if torch.version.cuda is None:
         for name, schema in SCHEMAS.items():
-            if not hasattr(getattr(torch.ops, "torchvision"), name.split("::")[1]):
+            if not hasattr(torch.ops.torchvision, name.split("::")[1]):
                 torch.library.define(name, schema)

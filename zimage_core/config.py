@@ -1,4 +1,6 @@
-"""Every number of the model family: dimensions, latent statistics and the defaults of the official pipelines."""
+"""Every number of the model family: dimensions, latent statistics and the defaults of the official
+pipelines.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class S3DiTConfig:
-    """Dimensions of the single-stream diffusion transformer. The defaults are Z-Image Turbo and Base (6.15 B parameters).
+    """Dimensions of the single-stream diffusion transformer. The defaults are Z-Image Turbo and Base (6.15 B
+    parameters).
 
     Raises ValueError when the sizes contradict each other, naming both numbers.
     """
@@ -41,7 +44,9 @@ class S3DiTConfig:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if sum(self.axes_dims) != self.head_dim:
-            raise ValueError(f"axes_dims {self.axes_dims} add up to {sum(self.axes_dims)}, the head has {self.head_dim}")
+            raise ValueError(
+                f"axes_dims {self.axes_dims} add up to {sum(self.axes_dims)}, the head has {self.head_dim}"
+            )
         if any(d % 2 for d in self.axes_dims):
             raise ValueError(f"axes_dims {self.axes_dims} must be even: rotary embedding turns pairs")
 
@@ -85,7 +90,9 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """The small model that ships in `models/nano`: same classes, same file formats, trained by `zimage_core/train`."""
+    """The small model that ships in `models/nano`: same classes, same file formats, trained by
+    `zimage_core/train`.
+    """
 
     transformer: S3DiTConfig = field(
         default_factory=lambda: S3DiTConfig(
@@ -111,3 +118,16 @@ class NanoConfig:
 TURBO_STEPS = 8
 SHIFT = 3.0  # sigma' = shift * sigma / (1 + (shift - 1) * sigma)
 REFERENCE_MAX_TOKENS = 512  # the reference pipeline cuts the templated prompt here
+LATENT_DOWNSCALE = 8  # pixels per latent cell
+SIZE_MULTIPLE = 16  # the autoencoder's 8 x the patch size 2
+
+# Width x height of the official sizes (zimage.md 4.5), and the nano model's.
+_LANDSCAPE = {
+    "1024": ((1152, 896), (1152, 864), (1248, 832), (1280, 720), (1344, 576)),
+    "1280": ((1440, 1120), (1472, 1104), (1536, 1024), (1536, 864), (1680, 720)),
+}
+SIZE_BUCKETS = {
+    f"{width}x{height}": (width, height)
+    for square, landscapes in _LANDSCAPE.items()
+    for width, height in ((int(square), int(square)), *landscapes, *((h, w) for w, h in landscapes))
+} | {"128x128 (nano)": (128, 128)}

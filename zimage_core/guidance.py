@@ -12,7 +12,8 @@ from torch import Tensor
 class Guidance:
     """scale: 0 is off; the host's cfg is scale + 1. truncation: off once 1 - sigma exceeds it.
 
-    normalisation: the guided velocity is scaled down to at most this many times the norm of the positive one; 0 is off.
+    normalisation: the guided velocity is scaled down to at most this many times the norm of the positive
+    one; 0 is off.
     """
 
     scale: float = 0.0
@@ -29,5 +30,7 @@ class Guidance:
         if self.normalisation > 0:
             dims = tuple(range(1, guided.ndim))
             allowed = torch.linalg.vector_norm(positive, dim=dims, keepdim=True) * self.normalisation
-            guided = guided * (allowed / torch.linalg.vector_norm(guided, dim=dims, keepdim=True)).clamp(max=1.0)
+            guided = guided * (allowed / torch.linalg.vector_norm(guided, dim=dims, keepdim=True)).clamp(
+                max=1.0
+            )
         return guided

@@ -29,7 +29,9 @@ Progress = Callable[[int, int, Tensor], None]
 
 @dataclass
 class PipelineOutput:
-    """images: PIL images, or a tensor [B, 3, H, W] in [0, 1] ("pt"), or scaled latents [B, 16, h, w] ("latent")."""
+    """images: PIL images, or a tensor [B, 3, H, W] in [0, 1] ("pt"), or scaled latents [B, 16, h, w]
+    ("latent").
+    """
 
     images: Any
 
@@ -53,17 +55,25 @@ class ZImagePipeline:
     ) -> None:
         wide, needed = text_encoder.config.hidden_size, transformer.config.cap_feat_dim
         if wide != needed:
-            raise ValueError(f"the text encoder is {wide} wide, the transformer takes {needed}: they are of two models")
+            raise ValueError(
+                f"the text encoder is {wide} wide, the transformer takes {needed}: they are of two models"
+            )
         self.transformer, self.text_encoder = transformer, text_encoder
         self.autoencoder, self.tokenizer = autoencoder, tokenizer
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, torch_dtype: torch.dtype | None = None) -> ZImagePipeline:
+    def from_pretrained(
+        cls, path: str | os.PathLike, torch_dtype: torch.dtype | None = None
+    ) -> ZImagePipeline:
         """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/."""
         folder = Path(path)
-        missing = [p for p in ("transformer", "text_encoder", "vae", "tokenizer") if not (folder / p).is_dir()]
+        missing = [
+            p for p in ("transformer", "text_encoder", "vae", "tokenizer") if not (folder / p).is_dir()
+        ]
         if missing:
-            raise FileNotFoundError(f"{folder} lacks the folders {', '.join(missing)} of a diffusers Z-Image model")
+            raise FileNotFoundError(
+                f"{folder} lacks the folders {', '.join(missing)} of a diffusers Z-Image model"
+            )
         return cls.from_files(
             folder / "transformer", folder / "text_encoder", folder / "vae", folder / "tokenizer", torch_dtype
         )
@@ -125,7 +135,8 @@ class ZImagePipeline:
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
-        Turbo: 8 steps, guidance_scale 0. Base: 28-50 steps, guidance_scale 3-5, where ComfyUI's cfg is one more.
+        Turbo: 8 steps, guidance_scale 0. Base: 28-50 steps, guidance_scale 3-5, where ComfyUI's cfg is one
+        more.
         height, width: pixels, multiples of 8. latents: starting noise [B, 16, height / 8, width / 8].
         callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
         """
@@ -144,7 +155,9 @@ class ZImagePipeline:
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
         if tuple(x.shape) != shape:
             raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
-        x = self._sample(x, positive, negative, guidance, flow_sigmas(num_inference_steps, shift).tolist(), callback)
+        x = self._sample(
+            x, positive, negative, guidance, flow_sigmas(num_inference_steps, shift).tolist(), callback
+        )
         return PipelineOutput(self._output(x, output_type))
 
     def _sample(
@@ -181,7 +194,9 @@ class ZImagePipeline:
             raise ValueError(f"{width}x{height} pixels: both sides must be multiples of {factor}")
         return batch, self.transformer.config.in_channels, height // factor, width // factor
 
-    def _noise(self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    def _noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None
+    ) -> Tensor:
         """Where the generator lives, so a CPU seed gives the same picture on any device."""
         if isinstance(generator, list):
             if len(generator) != shape[0]:

@@ -1,4 +1,6 @@
-"""Rotary positions on three axes: frame, row, column (paper section 3; Flux's 2x2 layout, which the host's patches expect)."""
+"""Rotary positions on three axes: frame, row, column (paper section 3; Flux's 2x2 layout, which the host's
+patches expect).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from torch import Tensor
 def rope_table(ids: Tensor, axes_dims: Sequence[int], theta: float) -> Tensor:
     """Rotation matrices of token positions.
 
-    ids: [..., S, len(axes_dims)] positions. Returns float32 [..., S, 1, sum(axes_dims) / 2, 2, 2], broadcastable over heads.
+    ids: [..., S, len(axes_dims)] positions. Returns float32 [..., S, 1, sum(axes_dims) / 2, 2, 2],
+    broadcastable over heads.
     Angles are computed in float64: bfloat16 or float32 positions would lose large images (zimage.md 8.3).
     """
     if ids.device.type == "mps":  # has no float64
@@ -26,7 +29,9 @@ def rope_table(ids: Tensor, axes_dims: Sequence[int], theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring pairs (x[2k], x[2k+1]) in float32. x: [B, S, heads, D], table: [1 or B, S, 1, D/2, 2, 2]."""
+    """Turn neighbouring pairs (x[2k], x[2k+1]) in float32. x: [B, S, heads, D], table: [1 or B, S, 1, D/2,
+    2, 2].
+    """
     pairs = x.float().unflatten(-1, (-1, 1, 2))
     turned = (table[..., 0] * pairs[..., 0]).addcmul_(table[..., 1], pairs[..., 1])
     return turned.flatten(-2).type_as(x)
@@ -40,7 +45,12 @@ def caption_ids(length: int, device: torch.device | None = None) -> Tensor:
 
 
 def image_ids(
-    frame: int, rows: int, columns: int, padded: int, options: dict | None = None, device: torch.device | None = None
+    frame: int,
+    rows: int,
+    columns: int,
+    padded: int,
+    options: dict | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """[padded, 3]: image tokens row by row at one frame; what follows them up to `padded` sits at (0, 0, 0).
 
@@ -48,8 +58,12 @@ def image_ids(
     """
     options = options or {}
     ids = torch.zeros(padded, 3, dtype=torch.float32, device=device)
-    y = torch.arange(rows, dtype=torch.float32, device=device) * options.get("scale_y", 1.0) + options.get("shift_y", 0.0)
-    x = torch.arange(columns, dtype=torch.float32, device=device) * options.get("scale_x", 1.0) + options.get("shift_x", 0.0)
+    y = torch.arange(rows, dtype=torch.float32, device=device) * options.get("scale_y", 1.0) + options.get(
+        "shift_y", 0.0
+    )
+    x = torch.arange(columns, dtype=torch.float32, device=device) * options.get("scale_x", 1.0) + options.get(
+        "shift_x", 0.0
+    )
     grid = ids[: rows * columns]
     grid[:, 0] = frame
     grid[:, 1] = y.repeat_interleave(columns)

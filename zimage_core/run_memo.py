@@ -1,6 +1,7 @@
 """What one sampling run computes once: refined captions, rope tables, and each timestep's modulation.
 
-Whoever starts a run makes these objects and hands them to each forward; they go with the run. Keys are the objects
+Whoever starts a run makes these objects and hands them to each forward; they go with the run. Keys are the
+objects
 themselves, never tensor contents, which would wait for the GPU.
 """
 
@@ -16,7 +17,9 @@ T = TypeVar("T")
 
 
 class TimestepMemo:
-    """The latest timestep's modulation, shared by all conditionings of a run; it goes when the timestep tensor does."""
+    """The latest timestep's modulation, shared by all conditionings of a run; it goes when the timestep
+    tensor does.
+    """
 
     def __init__(self) -> None:
         self._timestep: weakref.ref[Tensor] | None = None

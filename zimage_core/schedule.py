@@ -11,7 +11,8 @@ from .config import SHIFT, TURBO_STEPS
 def flow_sigmas(steps: int, shift: float = SHIFT, denoise: float = 1.0) -> Tensor:
     """float32 [steps + 1], from the start down to 0: sigma' = shift * sigma / (1 + (shift - 1) * sigma).
 
-    denoise below 1 starts later on a finer grid of int(steps / denoise) steps, as the host's samplers do; at 0 nothing
+    denoise below 1 starts later on a finer grid of int(steps / denoise) steps, as the host's samplers do; at
+    0 nothing
     is left to do and the grid is empty. Raises ValueError for values outside their range.
     """
     if steps < 1:

@@ -29,7 +29,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: Qwen3Config, operations: Any, **place: Any) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        q_rows, kv_rows = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        q_rows, kv_rows = (
+            n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
+        )
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self.q_proj = operations.Linear(config.hidden_size, q_rows, bias=False, **place)
         self.k_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **place)
@@ -66,7 +68,9 @@ class DecoderLayer(nn.Module):
         self.self_attn = SelfAttention(config, operations, **place)
         self.mlp = MLP(config, operations, **place)
         self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **place)
-        self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **place)
+        self.post_attention_layernorm = operations.RMSNorm(
+            config.hidden_size, eps=config.rms_norm_eps, **place
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
@@ -76,7 +80,9 @@ class DecoderLayer(nn.Module):
 class Qwen3Model(nn.Module):
     """The decoder under its Hugging Face names."""
 
-    def __init__(self, config: Qwen3Config, layers: int, final_norm: bool, operations: Any, **place: Any) -> None:
+    def __init__(
+        self, config: Qwen3Config, layers: int, final_norm: bool, operations: Any, **place: Any
+    ) -> None:
         super().__init__()
         self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **place)
         self.layers = nn.ModuleList(DecoderLayer(config, operations, **place) for _ in range(layers))
@@ -105,13 +111,17 @@ class Qwen3TextEncoder(nn.Module):
         self.model = Qwen3Model(config, layers, language_model, operations, device=device, dtype=dtype)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """input_ids: int [B, L], right-padded; attention_mask: bool or int [B, L]. Returns [B, L, hidden_size]."""
+        """input_ids: int [B, L], right-padded; attention_mask: bool or int [B, L]. Returns [B, L,
+        hidden_size].
+        """
         return self._run(input_ids, attention_mask, self.config.num_hidden_layers - 1)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Next-token scores [B, L, vocab_size]; the embedding is the head (tied)."""
         if not self.language_model:
-            raise ValueError("built without its last layer: pass language_model=True to get next-token scores")
+            raise ValueError(
+                "built without its last layer: pass language_model=True to get next-token scores"
+            )
         hidden = self.model.norm(self._run(input_ids, attention_mask, self.config.num_hidden_layers))
         return F.linear(hidden, self.model.embed_tokens.weight)
 
@@ -122,7 +132,9 @@ class Qwen3TextEncoder(nn.Module):
         mask = None
         if attention_mask is not None and not bool(attention_mask.all()):
             causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-            mask = causal & (attention_mask.bool()[:, None, None] | torch.eye(length, dtype=torch.bool, device=x.device))
+            mask = causal & (
+                attention_mask.bool()[:, None, None] | torch.eye(length, dtype=torch.bool, device=x.device)
+            )
         for layer in self.model.layers[:layers]:
             x = layer(x, cos, sin, mask)
         return x

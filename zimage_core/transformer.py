@@ -19,7 +19,9 @@ from .config import S3DiTConfig
 from .rope import caption_ids, image_ids, rope_table
 from .run_memo import RunMemo
 
-Modulation = tuple[Tensor, Tensor, Tensor, Tensor]  # scale and gate of attention, scale and gate of feed-forward: [B, 1, D]
+Modulation = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # scale and gate of attention, scale and gate of feed-forward: [B, 1, D]
 
 
 class TimestepEmbedder(nn.Module):
@@ -57,9 +59,13 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each between two norms; with modulation, scaled before and tanh-gated after."""
+    """Attention and feed-forward, each between two norms; with modulation, scaled before and tanh-gated
+    after.
+    """
 
-    def __init__(self, config: S3DiTConfig, modulated: bool, attend: Callable, operations: Any, **place: Any) -> None:
+    def __init__(
+        self, config: S3DiTConfig, modulated: bool, attend: Callable, operations: Any, **place: Any
+    ) -> None:
         super().__init__()
 
         def norm() -> nn.Module:
@@ -70,10 +76,14 @@ class Block(nn.Module):
         self.attention_norm1, self.attention_norm2 = norm(), norm()
         self.ffn_norm1, self.ffn_norm2 = norm(), norm()
         if modulated:
-            self.adaLN_modulation = nn.Sequential(operations.Linear(config.t_dim, 4 * config.dim, bias=True, **place))
+            self.adaLN_modulation = nn.Sequential(
+                operations.Linear(config.t_dim, 4 * config.dim, bias=True, **place)
+            )
 
     def modulation(self, c: Tensor) -> Modulation:
-        """c: [B, t_dim] -> what `forward` takes. There is no SiLU before this projection, unlike the final layer's."""
+        """c: [B, t_dim] -> what `forward` takes. There is no SiLU before this projection, unlike the final
+        layer's.
+        """
         scale_a, gate_a, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(4, dim=-1)
         return 1 + scale_a, gate_a.tanh(), 1 + scale_m, gate_m.tanh()
 
@@ -83,7 +93,7 @@ class Block(nn.Module):
         mask: Tensor | None,
         freqs: Tensor,
         modulation: Modulation | None = None,
-        transformer_options: dict = {},  # noqa: B006
+        transformer_options: dict = {},
     ) -> Tensor:
         """x: [B, S, D] -> [B, S, D]."""
         if modulation is None:
@@ -93,7 +103,9 @@ class Block(nn.Module):
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         scale_a, gate_a, scale_m, gate_m = modulation
         x = x + gate_a * self.attention_norm2(
-            self.attention(self.attention_norm1(x) * scale_a, mask, freqs, transformer_options=transformer_options)
+            self.attention(
+                self.attention_norm1(x) * scale_a, mask, freqs, transformer_options=transformer_options
+            )
         )
         return x + gate_m * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale_m))
 
@@ -104,7 +116,9 @@ class FinalLayer(nn.Module):
     def __init__(self, config: S3DiTConfig, operations: Any, **place: Any) -> None:
         super().__init__()
         self.norm_final = operations.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6, **place)
-        self.linear = operations.Linear(config.dim, config.patch_size**2 * config.in_channels, bias=True, **place)
+        self.linear = operations.Linear(
+            config.dim, config.patch_size**2 * config.in_channels, bias=True, **place
+        )
         self.adaLN_modulation = nn.Sequential(
             nn.SiLU(), operations.Linear(config.t_dim, config.dim, bias=True, **place)
         )
@@ -120,7 +134,8 @@ class FinalLayer(nn.Module):
 class S3DiT(nn.Module):
     """Predicts the flow velocity, noise - clean, of a latent.
 
-    operations: where Linear, RMSNorm and LayerNorm come from; the host passes its own, which stream and cast weights.
+    operations: where Linear, RMSNorm and LayerNorm come from; the host passes its own, which stream and cast
+    weights.
     """
 
     def __init__(
@@ -133,16 +148,21 @@ class S3DiT(nn.Module):
         super().__init__()
         if config.siglip_feat_dim is not None:
             raise NotImplementedError(
-                f"these are omni weights (siglip width {config.siglip_feat_dim}): reference images are not supported yet"
+                f"these are omni weights (siglip width {config.siglip_feat_dim}): reference images are not "
+                f"supported yet"
             )
         place = {"device": device, "dtype": dtype}
         self.config = config
         self.dtype = dtype
 
         def blocks(count: int, modulated: bool) -> nn.ModuleList:
-            return nn.ModuleList(Block(config, modulated, self.attend, operations, **place) for _ in range(count))
+            return nn.ModuleList(
+                Block(config, modulated, self.attend, operations, **place) for _ in range(count)
+            )
 
-        self.x_embedder = operations.Linear(config.patch_size**2 * config.in_channels, config.dim, bias=True, **place)
+        self.x_embedder = operations.Linear(
+            config.patch_size**2 * config.in_channels, config.dim, bias=True, **place
+        )
         self.noise_refiner = blocks(config.n_refiner_layers, modulated=True)
         self.context_refiner = blocks(config.n_refiner_layers, modulated=False)
         self.t_embedder = TimestepEmbedder(config, operations, **place)
@@ -166,14 +186,16 @@ class S3DiT(nn.Module):
         context: Tensor,
         num_tokens: Any = None,
         attention_mask: Tensor | None = None,
-        transformer_options: dict = {},  # noqa: B006
+        transformer_options: dict = {},
         **kwargs: Any,
     ) -> Tensor:
         """The velocity noise - clean.
 
-        x: [B, C, H, W] noisy latent; timesteps: [B] sigma in [0, 1], 1 is pure noise; context: [B, L, cap_feat_dim],
-        right-padded to the longest; attention_mask: bool [B, L] of real caption tokens, None when all are.
-        num_tokens is what the host passes and is not needed. run_memo=[RunMemo, ...] keeps what the run repeats.
+        x: [B, C, H, W] noisy latent; timesteps: [B] sigma in [0, 1], 1 is pure noise; context:
+        [B, L, cap_feat_dim], right-padded to the longest; attention_mask: bool [B, L] of real caption
+        tokens, None when all are.
+        num_tokens is what the host passes and is not needed. run_memo=[RunMemo, ...] keeps what the run
+        repeats.
         Returns [B, C, H, W]. Raises ValueError when widths do not fit the weights.
         """
         return self.velocity(x, timesteps, context, num_tokens, attention_mask, transformer_options, **kwargs)
@@ -185,7 +207,7 @@ class S3DiT(nn.Module):
         context: Tensor,
         num_tokens: Any = None,
         attention_mask: Tensor | None = None,
-        transformer_options: dict = {},  # noqa: B006
+        transformer_options: dict = {},
         run_memo: list[RunMemo] | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -204,10 +226,14 @@ class S3DiT(nn.Module):
         )
         caption = memo.once(
             ("caption", *key),
-            lambda: self.refine_caption(context, lengths, caption_freqs, key_mask, x.dtype, transformer_options),
+            lambda: self.refine_caption(
+                context, lengths, caption_freqs, key_mask, x.dtype, transformer_options
+            ),
         )
         refiner_mods, layer_mods, final_scale = memo.timestep.once(
-            transformer_options.get("sigmas", timesteps),  # the host's tensor of this step, the same for every conditioning
+            transformer_options.get(
+                "sigmas", timesteps
+            ),  # the host's tensor of this step, the same for every conditioning
             (x.shape[0], x.dtype, x.device),
             lambda: self.modulations(timesteps, x.dtype),
         )
@@ -228,12 +254,20 @@ class S3DiT(nn.Module):
 
         start = caption.shape[1]
         patches = self.final_layer(hidden[:, start : start + rows * columns], final_scale)
-        return -self.unpatchify(patches, rows, columns)[..., :height, :width]  # the weights predict clean - noise
+        return -self.unpatchify(patches, rows, columns)[
+            ..., :height, :width
+        ]  # the weights predict clean - noise
 
-    def modulations(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[list[Modulation], list[Modulation], Tensor]:
-        """timesteps: [B] sigma -> the modulation of every noise refiner block, of every layer, and the final scale."""
+    def modulations(
+        self, timesteps: Tensor, dtype: torch.dtype
+    ) -> tuple[list[Modulation], list[Modulation], Tensor]:
+        """timesteps: [B] sigma -> the modulation of every noise refiner block, of every layer, and the final
+        scale.
+        """
         c = self.t_embedder((1.0 - timesteps) * self.config.t_scale, dtype)  # [B, t_dim]
-        refiner, layers = ([block.modulation(c) for block in blocks] for blocks in (self.noise_refiner, self.layers))
+        refiner, layers = (
+            [block.modulation(c) for block in blocks] for blocks in (self.noise_refiner, self.layers)
+        )
         return refiner, layers, self.final_layer.modulation(c)
 
     def refine_caption(
@@ -243,28 +277,37 @@ class S3DiT(nn.Module):
         freqs: Tensor,
         key_mask: Tensor | None,
         dtype: torch.dtype,
-        transformer_options: dict = {},  # noqa: B006
+        transformer_options: dict = {},
     ) -> Tensor:
-        """context [B, L', cap_feat_dim] -> refined caption tokens [B, L, D]; independent of the image and of time."""
+        """context [B, L', cap_feat_dim] -> refined caption tokens [B, L, D]; independent of the image and of
+        time.
+        """
         padded = freqs.shape[1]
         caption = self.cap_embedder(context[:, :padded].to(dtype))
         caption = self._pad(caption, padded, self.cap_pad_token)
         if min(lengths) < context.shape[1]:  # learned tokens replace each sample's own padding
-            real = torch.arange(padded, device=caption.device) < torch.tensor(lengths, device=caption.device)[:, None]
+            real = (
+                torch.arange(padded, device=caption.device)
+                < torch.tensor(lengths, device=caption.device)[:, None]
+            )
             caption = torch.where(real[..., None], caption, self.cap_pad_token.to(caption))
         for block in self.context_refiner:
             caption = block(caption, key_mask, freqs, transformer_options=transformer_options)
         return caption
 
     def patchify(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, rows * columns, patch * patch * C], channel fastest; odd sizes wrap around, as in the host."""
+        """[B, C, H, W] -> [B, rows * columns, patch * patch * C], channel fastest; odd sizes wrap around, as
+        in the host.
+        """
         p = self.config.patch_size
         x = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p), mode="circular")
         x = x.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, C, rows, p, columns, p]
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def unpatchify(self, patches: Tensor, rows: int, columns: int) -> Tensor:
-        """The inverse of patchify: [B, rows * columns, patch * patch * C] -> [B, C, rows * patch, columns * patch]."""
+        """The inverse of patchify: [B, rows * columns, patch * patch * C] -> [B, C, rows * patch, columns *
+        patch].
+        """
         p = self.config.patch_size
         x = patches.unflatten(-1, (p, p, -1)).unflatten(1, (rows, columns))  # [B, rows, columns, p, p, C]
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
@@ -272,7 +315,9 @@ class S3DiT(nn.Module):
     def _positions(
         self, lengths: list[int], rows: int, columns: int, rope_options: dict, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rope tables [1 or B, L, ...] and [1 or B, N, ...], and the key mask [B, 1, 1, L] of mixed lengths, else None."""
+        """Rope tables [1 or B, L, ...] and [1 or B, N, ...], and the key mask [B, 1, 1, L] of mixed lengths,
+        else None.
+        """
         padded = [self._padded(length) for length in lengths]
         longest = max(padded)
         image_padded = self._padded(rows * columns)
@@ -303,7 +348,11 @@ class S3DiT(nn.Module):
         if attention_mask is None:
             return [context.shape[1]] * context.shape[0]
         lengths = attention_mask.bool().sum(dim=-1).clamp(min=1).tolist()
-        return [int(n) for n in lengths] if len(lengths) == context.shape[0] else [int(lengths[0])] * context.shape[0]
+        return (
+            [int(n) for n in lengths]
+            if len(lengths) == context.shape[0]
+            else [int(lengths[0])] * context.shape[0]
+        )
 
     def _check_widths(self, x: Tensor, context: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
@@ -312,7 +361,8 @@ class S3DiT(nn.Module):
             )
         if context.shape[-1] != self.config.cap_feat_dim:
             raise ValueError(
-                f"caption features are {context.shape[-1]} wide, this model takes {self.config.cap_feat_dim}: "
+                f"caption features are {context.shape[-1]} wide, this model takes "
+                f"{self.config.cap_feat_dim}: "
                 "use the text encoder that belongs to it (Qwen3-4B, 2560, for Z-Image)"
             )
         if context.shape[0] != x.shape[0]:

@@ -1,4 +1,5 @@
-"""An independent float64 forward of the published S3-DiT, on diffusers' parameter names. Slow and plain on purpose.
+"""An independent float64 forward of the published S3-DiT, on diffusers' parameter names. Slow and plain on
+purpose.
 
 It shares no code with zimage_core: complex rotary numbers, per-sample lists, no batching, no caches.
 """
@@ -23,14 +24,18 @@ def sinusoid(t: float, half: int = 128) -> Tensor:
 def rotary(positions: list[tuple[float, float, float]], axes: tuple[int, ...], theta: float) -> Tensor:
     rows = []
     for position in positions:
-        angles = [p / theta ** (2 * k / d) for p, d in zip(position, axes, strict=True) for k in range(d // 2)]
+        angles = [
+            p / theta ** (2 * k / d) for p, d in zip(position, axes, strict=True) for k in range(d // 2)
+        ]
         rows.append(torch.tensor(angles, dtype=torch.float64))
     angle = torch.stack(rows)
     return torch.polar(torch.ones_like(angle), angle)  # [S, head_dim / 2]
 
 
 class Reference:
-    def __init__(self, state: dict[str, Tensor], heads: int, axes: tuple[int, ...], theta: float, eps: float = 1e-5):
+    def __init__(
+        self, state: dict[str, Tensor], heads: int, axes: tuple[int, ...], theta: float, eps: float = 1e-5
+    ):
         self.w = {k: v.double() for k, v in state.items()}
         self.heads, self.axes, self.theta, self.eps = heads, axes, theta, eps
 
@@ -40,7 +45,10 @@ class Reference:
 
     def attention(self, name: str, x: Tensor, freqs: Tensor) -> Tensor:
         q, k, v = (self.linear(f"{name}.to_{p}", x).unflatten(-1, (self.heads, -1)) for p in "qkv")
-        q, k = rms(q, self.w[f"{name}.norm_q.weight"], self.eps), rms(k, self.w[f"{name}.norm_k.weight"], self.eps)
+        q, k = (
+            rms(q, self.w[f"{name}.norm_q.weight"], self.eps),
+            rms(k, self.w[f"{name}.norm_k.weight"], self.eps),
+        )
 
         def turn(t: Tensor) -> Tensor:
             pairs = torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous())
@@ -59,10 +67,15 @@ class Reference:
 
         def feed(t: Tensor) -> Tensor:
             gate = self.linear(f"{name}.feed_forward.w1", t)
-            return self.linear(f"{name}.feed_forward.w2", gate * torch.sigmoid(gate) * self.linear(f"{name}.feed_forward.w3", t))
+            return self.linear(
+                f"{name}.feed_forward.w2",
+                gate * torch.sigmoid(gate) * self.linear(f"{name}.feed_forward.w3", t),
+            )
 
         if c is None:
-            x = x + norm("attention_norm2", self.attention(f"{name}.attention", norm("attention_norm1", x), freqs))
+            x = x + norm(
+                "attention_norm2", self.attention(f"{name}.attention", norm("attention_norm1", x), freqs)
+            )
             return x + norm("ffn_norm2", feed(norm("ffn_norm1", x)))
         sa, ga, sm, gm = self.linear(f"{name}.adaLN_modulation.0", c).chunk(4)
         attended = self.attention(f"{name}.attention", norm("attention_norm1", x) * (1 + sa), freqs)
@@ -111,5 +124,7 @@ class Reference:
         out = torch.zeros_like(latent)
         for i, patch in enumerate(x):
             row, column = divmod(i, width // 2)
-            out[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = patch.reshape(2, 2, channels).permute(2, 0, 1)
+            out[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = patch.reshape(
+                2, 2, channels
+            ).permute(2, 0, 1)
         return -out

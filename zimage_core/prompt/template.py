@@ -1,4 +1,6 @@
-"""The chat template and tokenisation of the reference: one user turn, thinking on, no system turn (zimage.md 2)."""
+"""The chat template and tokenisation of the reference: one user turn, thinking on, no system turn (zimage.md
+2).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def apply_template(prompt: str) -> str:
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Any:
-    """The Qwen2 tokenizer of a folder with tokenizer.json, or vocab.json and merges.txt. Nothing is downloaded."""
+    """The Qwen2 tokenizer of a folder with tokenizer.json, or vocab.json and merges.txt. Nothing is
+    downloaded.
+    """
     from transformers import AutoTokenizer  # takes seconds to import
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -28,7 +32,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
 
 @dataclass(frozen=True)
 class Tokens:
-    """input_ids, mask: int and bool [B, L], right-padded; cut: how many tokens of each prompt were left out."""
+    """input_ids, mask: int and bool [B, L], right-padded; cut: how many tokens of each prompt were left
+    out.
+    """
 
     input_ids: Tensor
     mask: Tensor
@@ -36,7 +42,9 @@ class Tokens:
 
 
 def tokenise(tokenizer: Any, prompts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Tokens:
-    """Templated prompts, padded to the longest: attention is causal, so padding to 512 as the reference does changes nothing."""
+    """Templated prompts, padded to the longest: attention is causal, so padding to 512 as the reference does
+    changes nothing.
+    """
     rows = tokenizer([apply_template(p) for p in prompts], add_special_tokens=False)["input_ids"]
     kept = [row[:max_tokens] for row in rows]
     longest = max(len(row) for row in kept)

@@ -21,12 +21,18 @@ from .files import RawFile, read_tensors
 
 Source = str | os.PathLike | Mapping[str, Tensor]
 
-LABELS = {"transformer": "Z-Image transformer", "text_encoder": "text encoder", "autoencoder": "autoencoder (VAE)"}
+LABELS = {
+    "transformer": "Z-Image transformer",
+    "text_encoder": "text encoder",
+    "autoencoder": "autoencoder (VAE)",
+}
 
 
 @dataclass
 class Checkpoint:
-    """One part of the model as it lies in a file: `tensors` under our names, fp8 layers listed in `formats`."""
+    """One part of the model as it lies in a file: `tensors` under our names, fp8 layers listed in
+    `formats`.
+    """
 
     name: str
     kind: str
@@ -55,7 +61,8 @@ class Checkpoint:
         tensors = quantised.dequantise_all(self.tensors, self.formats, dtype or torch.bfloat16)
         fallback = torch.bfloat16
         return {
-            k: v.to(dtype or (fallback if v.dtype in quantised.FP8.values() else v.dtype)) for k, v in tensors.items()
+            k: v.to(dtype or (fallback if v.dtype in quantised.FP8.values() else v.dtype))
+            for k, v in tensors.items()
         }
 
 
@@ -67,7 +74,9 @@ def _raw(source: Source) -> RawFile:
 
 
 def read_transformer(source: Source) -> Checkpoint:
-    """Raises WeightsError when the file is not a Z-Image transformer, is incomplete, or has tensors of wrong shape."""
+    """Raises WeightsError when the file is not a Z-Image transformer, is incomplete, or has tensors of wrong
+    shape.
+    """
     raw, tensors, prefix = _part(source, "transformer")
     tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
     tensors = keys.transformer_to_ours(tensors)
@@ -104,7 +113,11 @@ def read_autoencoder(source: Source) -> Checkpoint:
     return checkpoint
 
 
-READERS = {"transformer": read_transformer, "text_encoder": read_text_encoder, "autoencoder": read_autoencoder}
+READERS = {
+    "transformer": read_transformer,
+    "text_encoder": read_text_encoder,
+    "autoencoder": read_autoencoder,
+}
 
 
 def _part(source: Source, kind: str) -> tuple[RawFile, dict[str, Tensor], str]:
@@ -123,10 +136,15 @@ def _check(checkpoint: Checkpoint, model: nn.Module) -> None:
     missing = [k for k in expected if k not in found]
     if missing:
         raise WeightsError(
-            f"{checkpoint.name} lacks {len(missing)} of {len(expected)} tensors of the {LABELS[checkpoint.kind]}: "
+            f"{checkpoint.name} lacks {len(missing)} of {len(expected)} tensors of the "
+            f"{LABELS[checkpoint.kind]}: "
             f"{_some(missing)}. It is incomplete or of another model."
         )
-    wrong = [f"{k} {tuple(found[k].shape)}, expected {s}" for k, s in expected.items() if tuple(found[k].shape) != s]
+    wrong = [
+        f"{k} {tuple(found[k].shape)}, expected {s}"
+        for k, s in expected.items()
+        if tuple(found[k].shape) != s
+    ]
     if wrong:
         raise WeightsError(f"{checkpoint.name} has {len(wrong)} tensors of the wrong shape: {_some(wrong)}.")
 
@@ -185,11 +203,14 @@ def load_autoencoder(source: Source, device: Any = None, dtype: torch.dtype | No
     """The Flux-style autoencoder."""
     checkpoint = read_autoencoder(source)
     dtype = dtype or checkpoint.dtype
-    return _build(AutoencoderKL(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device)
+    return _build(
+        AutoencoderKL(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device
+    )
 
 
 def describe(source: Source) -> dict[str, dict[str, Any]]:
-    """What a file or folder holds: {kind: {parameters, dtype, quantised_layers, formats, config}} for each part in it.
+    """What a file or folder holds: {kind: {parameters, dtype, quantised_layers, formats, config}} for each
+    part in it.
 
     Raises WeightsError when it holds nothing of Z-Image.
     """

@@ -1,4 +1,6 @@
-"""Tensor shapes -> configuration. Every size is read, never assumed: the stacks disagree at small sizes (zimage.md 1.1)."""
+"""Tensor shapes -> configuration. Every size is read, never assumed: the stacks disagree at small sizes
+(zimage.md 1.1).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 def _shape(name: str, tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in tensors:
-        raise WeightsError(f"{name} has no tensor {key}: it is incomplete. Download it again or choose another file.")
+        raise WeightsError(
+            f"{name} has no tensor {key}: it is incomplete. Download it again or choose another file."
+        )
     return tuple(tensors[key].shape)
 
 
@@ -51,7 +55,9 @@ def transformer_config(name: str, tensors: Mapping[str, Tensor]) -> S3DiTConfig:
         axes_dims=tuple(head_dim * eighths // 8 for eighths in AXES),
         t_hidden=t_hidden,
         t_dim=t_dim,
-        siglip_feat_dim=shape("siglip_embedder.1.weight")[1] if "siglip_embedder.1.weight" in tensors else None,
+        siglip_feat_dim=shape("siglip_embedder.1.weight")[1]
+        if "siglip_embedder.1.weight" in tensors
+        else None,
     )
 
 
@@ -62,7 +68,8 @@ def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config
     vocab_size, hidden_size = shape("model.embed_tokens.weight")
     if "model.layers.0.self_attn.q_norm.weight" not in tensors:
         raise WeightsError(
-            f"{name} is not a Qwen3 model (it has no q_norm; {hidden_size} wide). Z-Image needs Qwen3-4B, 2560 wide."
+            f"{name} is not a Qwen3 model (it has no q_norm; {hidden_size} wide). Z-Image needs Qwen3-4B, "
+            f"2560 wide."
         )
     head_dim = shape("model.layers.0.self_attn.q_norm.weight")[0]
     return Qwen3Config(

@@ -25,7 +25,9 @@ class RawFile:
 
 
 def read_header(path: Path) -> dict:
-    """The JSON header of a safetensors file, without its tensors; raises WeightsError when the file is something else."""
+    """The JSON header of a safetensors file, without its tensors; raises WeightsError when the file is
+    something else.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -42,7 +44,9 @@ def read_header(path: Path) -> dict:
         header = json.loads(raw)
         end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise WeightsError(f"{path.name} is not a safetensors file: its header is not readable. {ACCEPTED}") from None
+        raise WeightsError(
+            f"{path.name} is not a safetensors file: its header is not readable. {ACCEPTED}"
+        ) from None
     if 8 + length + end > size:
         raise WeightsError(
             f"{path.name} is truncated: {size} bytes of {8 + length + end}. Download it again."
@@ -56,7 +60,11 @@ ACCEPTED = "Use .safetensors; pickled files (.ckpt, .pt, .bin) are never opened 
 def _guess(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(4)
-    kinds = {b"PK\x03\x04": "a zip or a torch pickle", b"GGUF": "a GGUF file", b"vers": "a Git LFS pointer, not the file"}
+    kinds = {
+        b"PK\x03\x04": "a zip or a torch pickle",
+        b"GGUF": "a GGUF file",
+        b"vers": "a Git LFS pointer, not the file",
+    }
     return f": it looks like {kinds[start]}" if start in kinds else ""
 
 
@@ -87,11 +95,15 @@ def _shards(folder: Path) -> list[Path]:
     if not indexes:
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
-            raise WeightsError(f"{folder} holds {len(files)} .safetensors files and no index: choose one file")
+            raise WeightsError(
+                f"{folder} holds {len(files)} .safetensors files and no index: choose one file"
+            )
         return files
     index = json.loads(indexes[0].read_text(encoding="utf-8"))
     names = sorted(set(index["weight_map"].values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise WeightsError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}. Download them.")
+        raise WeightsError(
+            f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}. Download them."
+        )
     return [folder / name for name in names]

@@ -1,7 +1,9 @@
 """Parameter names in the wild <-> ours, which are those of ComfyUI's single files (zimage.md 1.8 and 3).
 
-Tables, not code: every rule rewrites a layer's path and so carries `.weight`, `.bias` and quantisation companions alike.
-Rules are anchored to whole path parts, which makes the mapping idempotent: our own names pass through unchanged.
+Tables, not code: every rule rewrites a layer's path and so carries `.weight`, `.bias` and quantisation
+companions alike.
+Rules are anchored to whole path parts, which makes the mapping idempotent: our own names pass through
+unchanged.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ SIGNATURES = {  # a layer that only this kind of file has, in each dialect
     "autoencoder": ("decoder.conv_in.weight",),
 }
 
-# The autoencoder: diffusers on the left, Flux's own on the right; {d} counts levels down, {u} counts them from the other end.
+# The autoencoder: diffusers on the left, Flux's own on the right; {d} counts levels down, {u} counts them
+# from the other end.
 AUTOENCODER = (
     Rename("encoder.down_blocks.{d}.resnets.{r}.conv_shortcut", "encoder.down.{d}.block.{r}.nin_shortcut"),
     Rename("encoder.down_blocks.{d}.resnets.{r}", "encoder.down.{d}.block.{r}"),
@@ -63,7 +66,13 @@ AUTOENCODER = (
     Rename("{side}.mid_block.attentions.0.to_out.0", "{side}.mid.attn_1.proj_out"),
     Rename("{side}.conv_norm_out", "{side}.norm_out"),
 )
-GROUPS = {"block": ATTENTION, "d": r"(?P<d>\d+)", "u": r"(?P<u>\d+)", "r": r"(?P<r>\d+)", "side": "(?P<side>encoder|decoder)"}
+GROUPS = {
+    "block": ATTENTION,
+    "d": r"(?P<d>\d+)",
+    "u": r"(?P<u>\d+)",
+    "r": r"(?P<r>\d+)",
+    "side": "(?P<side>encoder|decoder)",
+}
 
 
 def _pattern(template: str) -> re.Pattern:
@@ -85,7 +94,9 @@ def rename(key: str, table: Iterable[Rename], levels: int = 0, reverse: bool = F
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of one part of a file, without its prefix, and that prefix; empty when the part is not in it."""
+    """The tensors of one part of a file, without its prefix, and that prefix; empty when the part is not in
+    it.
+    """
     for prefix in PREFIXES[kind]:
         if any(prefix + signature in tensors for signature in SIGNATURES[kind]):
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, prefix
@@ -131,7 +142,8 @@ def autoencoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     levels = _levels(tensors, r"^decoder\.up_blocks\.(\d+)")
     out = {rename(k, AUTOENCODER, levels): v for k, v in tensors.items()}
     return {
-        k: v[:, :, None, None] if ".attn_1." in k and k.endswith(".weight") and v.ndim == 2 else v for k, v in out.items()
+        k: v[:, :, None, None] if ".attn_1." in k and k.endswith(".weight") and v.ndim == 2 else v
+        for k, v in out.items()
     }
 
 

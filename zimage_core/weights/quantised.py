@@ -1,6 +1,8 @@
-"""fp8 layouts in files -> one form: `<layer>.weight` in fp8 with `<layer>.weight_scale`, and a format per layer.
+"""fp8 layouts in files -> one form: `<layer>.weight` in fp8 with `<layer>.weight_scale`, and a format per
+layer.
 
-Two layouts are read (zimage.md 7.2, 7.3): ComfyUI's `comfy_quant` markers (or the same in the file's metadata), and the
+Two layouts are read (zimage.md 7.2, 7.3): ComfyUI's `comfy_quant` markers (or the same in the file's
+metadata), and the
 older `scaled_fp8` marker with `scale_weight` and `scale_input`. W = weight * weight_scale.
 """
 
@@ -21,7 +23,9 @@ COMPANIONS = ("weight_scale", "input_scale")
 Formats = dict[str, dict]  # layer path -> {"format": "float8_e4m3fn", ...}
 
 
-def normalise(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prefix: str) -> tuple[dict, Formats]:
+def normalise(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prefix: str
+) -> tuple[dict, Formats]:
     """tensors: without `prefix`. Returns tensors in the one form, and the quantised layers.
 
     Raises WeightsError for a format that is not read here.
@@ -38,7 +42,8 @@ def normalise(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     for layer, spec in formats.items():
         if spec.get("format") not in FP8:
             raise WeightsError(
-                f"{name}: layer {layer} is stored as {spec.get('format')!r}; this loader reads {', '.join(FP8)}. "
+                f"{name}: layer {layer} is stored as {spec.get('format')!r}; "
+                f"this loader reads {' and '.join(FP8)}. "
                 "Use the bf16 or fp8 file of the same model."
             )
     return out, formats
@@ -60,12 +65,17 @@ def _from_scaled_fp8(tensors: Mapping[str, Tensor]) -> tuple[dict, Formats]:
 
 
 def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tuple[str, ...]) -> None:
-    """Prepare split q, k, v for fusing, in place: equal scales become one of the fused layer, others are dequantised."""
+    """Prepare split q, k, v for fusing, in place: equal scales become one of the fused layer, others are
+    dequantised.
+    """
     for first in [layer for layer in formats if layer.endswith(f".attention.{parts[0]}")]:
         base = first[: -len(parts[0])]
         layers = [base + part for part in parts]
         scales = [tensors.get(f"{layer}.weight_scale") for layer in layers]
-        same = all(layer in formats and s is not None and torch.equal(s, scales[0]) for layer, s in zip(layers, scales, strict=True))
+        same = all(
+            layer in formats and s is not None and torch.equal(s, scales[0])
+            for layer, s in zip(layers, scales, strict=True)
+        )
         if same:
             inputs = [tensors[k] for layer in layers if (k := f"{layer}.input_scale") in tensors]
             tensors[f"{base}qkv.weight_scale"] = scales[0]

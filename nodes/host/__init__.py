@@ -1,0 +1,1 @@
+"""Everything that knows ComfyUI's insides, and every difference between its versions."""

@@ -1,0 +1,71 @@
+"""Model files by the names that the loaders list: the host's folders, diffusers folders, and the built-in
+model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import folder_paths
+
+from ...zimage_core.weights import WeightsError
+
+BUILT_IN = "built-in: nano"
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
+
+FOLDERS = {"transformer": "diffusion_models", "text_encoder": "text_encoders", "autoencoder": "vae"}
+DIFFUSERS_PARTS = {"transformer": "transformer", "text_encoder": "text_encoder", "autoencoder": "vae"}
+
+
+def choices(kind: str) -> list[str]:
+    """What a loader offers for one part: the built-in model, files, and diffusers folders with a trailing
+    slash.
+    """
+    return [
+        BUILT_IN,
+        *folder_paths.get_filename_list(FOLDERS[kind]),
+        *(f"{name}/" for name in _diffusers_models(kind)),
+    ]
+
+
+def _diffusers_models(kind: str) -> dict[str, Path]:
+    found = {}
+    for folder in (
+        *folder_paths.get_folder_paths("diffusers"),
+        *folder_paths.get_folder_paths(FOLDERS[kind]),
+    ):
+        for part in sorted(Path(folder).glob(f"*/{DIFFUSERS_PARTS[kind]}/*.safetensors")):
+            found.setdefault(part.parents[1].name, part.parent)
+    return found
+
+
+def resolve(kind: str, name: str) -> Path:
+    """The file or folder behind a listed name. API prompts may pass anything, so only listed places are
+    reached.
+
+    Raises WeightsError naming what was looked for and where.
+    """
+    if name == BUILT_IN:
+        path = NANO / f"{kind}.safetensors"
+        if not path.is_file():
+            raise WeightsError(
+                f"the built-in model is incomplete: {path.name} is missing from models/nano. Reinstall the "
+                f"extension."
+            )
+        return path
+    if name.endswith("/") and (folder := _diffusers_models(kind).get(name[:-1])):
+        return folder
+    listed = folder_paths.get_filename_list(FOLDERS[kind])
+    if name in listed and (path := folder_paths.get_full_path(FOLDERS[kind], name)):
+        return Path(path)
+    searched = ", ".join(folder_paths.get_folder_paths(FOLDERS[kind]))
+    raise WeightsError(
+        f"no {kind.replace('_', ' ')} named {name!r}: {len(listed)} files were found in {searched}. "
+        "Put the file there, refresh the page and choose it from the list."
+    )
+
+
+def nano_settings() -> dict:
+    """models/nano/config.json: sizes of the three parts and the colours of its live preview."""
+    return json.loads((NANO / "config.json").read_text(encoding="utf-8"))

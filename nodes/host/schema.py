@@ -1,0 +1,20 @@
+"""Node schemas that every supported host takes: what an older one does not know is left out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+
+def known(make: Any, *args: Any, **kwargs: Any) -> Any:
+    """make(*args, **kwargs) without the keywords that this host's `make` has no parameter for
+    (comfyui-host.md A.2).
+    """
+    accepted = inspect.signature(make).parameters
+    return make(*args, **{k: v for k, v in kwargs.items() if k in accepted})
+
+
+def schema(**kwargs: Any) -> io.Schema:
+    return known(io.Schema, **kwargs)

@@ -1,0 +1,119 @@
+"""Turbo sampling: the official grid, in one node or as SIGMAS for custom graphs."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..zimage_core.config import SHIFT, TURBO_STEPS
+from ..zimage_core.schedule import flow_sigmas
+from .host.sampling import sample_euler
+from .host.schema import known, schema
+
+
+def grid_inputs() -> list:
+    """steps, shift and denoise, the same in both nodes."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=TURBO_STEPS,
+            min=1,
+            max=1000,
+            tooltip="Model calls. Turbo was distilled for 8; 4 to 6 give drafts, more than 9 gain "
+            "little. Base needs 28 to 50.",
+        ),
+        known(
+            io.Float.Input,
+            "shift",
+            default=SHIFT,
+            min=0.01,
+            max=100.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Moves steps towards noise (higher: layout) or detail (lower). 3 is the official "
+            "value for every size.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="1 starts from pure noise. Below 1 keeps some of the given latent, for image to image: "
+            "0.6 changes a lot, "
+            "0.3 little. The steps are spread over what remains.",
+        ),
+    ]
+
+
+class ZImageTurboSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImageTurboSampler",
+            display_name="Z-Image Turbo Sampler",
+            category="Z-Image/sampling",
+            description="The official Turbo sampling: 8 Euler steps without guidance.",
+            search_aliases=["ksampler", "z-image sampler", "zit sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="Z-Image Turbo, with any LoRA applied."),
+                io.Conditioning.Input(
+                    "conditioning",
+                    display_name="positive",
+                    tooltip="The encoded prompt. Turbo has no negative.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    display_name="latent",
+                    tooltip="An empty latent, or an encoded picture with denoise below 1.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The starting noise: the same seed and settings give the same picture.",
+                ),
+                *grid_inputs(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The finished latent, for VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: object,
+        conditioning: list,
+        latent_image: dict,
+        seed: int,
+        steps: int,
+        shift: float,
+        denoise: float,
+    ) -> io.NodeOutput:
+        sigmas = flow_sigmas(steps, shift, denoise)
+        if len(sigmas) == 0:
+            return io.NodeOutput(latent_image.copy())
+        return io.NodeOutput(sample_euler(model, conditioning, latent_image, seed, sigmas))
+
+
+class ZImageSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImageSigmas",
+            display_name="Z-Image Sigmas",
+            category="Z-Image/sampling",
+            description="The official sigma grid, for SamplerCustom and SamplerCustomAdvanced.",
+            search_aliases=["scheduler", "sigmas", "flow match euler"],
+            inputs=grid_inputs(),
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="From 1 (pure noise) down to 0; 8 steps at shift 3 are Turbo's grid.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, steps: int, shift: float, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(flow_sigmas(steps, shift, denoise))
