@@ -1,7 +1,7 @@
 """The Flux-style autoencoder: pixels to 16 latent channels at an eighth of the size, and back.
 
-Parameter names are those of the BFL / ComfyUI single file `ae.safetensors`. Widths come from `AutoencoderConfig`, so that the
-real 84 M one and the narrow one of `models/nano` are the same class.
+Parameter names are those of the BFL / ComfyUI single file `ae.safetensors`. Widths come from
+`AutoencoderConfig`, so that the real 84 M one and the narrow one of `models/nano` are the same class.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class PixelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (proj(h).flatten(2).transpose(1, 2).unsqueeze(1) for proj in (self.q, self.k, self.v))  # [B,1,HW,C]
+        q, k, v = (
+            proj(h).flatten(2).transpose(1, 2).unsqueeze(1) for proj in (self.q, self.k, self.v)
+        )  # [B,1,HW,C]
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)  # [B,HW,C]
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
@@ -106,7 +108,8 @@ class Encoder(nn.Module):
         for level, c_out in enumerate(widths):
             stage = nn.Module()
             stage.block = nn.ModuleList(
-                ResBlock(c_in if i == 0 else c_out, c_out, groups, **where) for i in range(config.num_res_blocks)
+                ResBlock(c_in if i == 0 else c_out, c_out, groups, **where)
+                for i in range(config.num_res_blocks)
             )
             if level < len(widths) - 1:
                 stage.downsample = Downsample(c_out, **where)
@@ -127,7 +130,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B,z_channels,h,w] -> pixels [B,3,8h,8w]. `up.0` is the full-size stage, so stages run from the last to the first."""
+    """Latents [B,z_channels,h,w] -> pixels [B,3,8h,8w]. `up.0` is the full-size stage, so stages run from the
+    last to the first.
+    """
 
     def __init__(self, config: AutoencoderConfig, **where):
         super().__init__()
@@ -140,7 +145,8 @@ class Decoder(nn.Module):
         for level, c_out in reversed(list(enumerate(widths))):
             stage = nn.Module()
             stage.block = nn.ModuleList(
-                ResBlock(c_in if i == 0 else c_out, c_out, groups, **where) for i in range(config.num_res_blocks + 1)
+                ResBlock(c_in if i == 0 else c_out, c_out, groups, **where)
+                for i in range(config.num_res_blocks + 1)
             )
             if level > 0:
                 stage.upsample = Upsample(c_out, **where)
@@ -171,7 +177,9 @@ class Posterior:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one latent; the noise is made where the generator lives, so a CPU seed gives the same latent on any device."""
+        """Draw one latent; the noise is made where the generator lives, so a CPU seed gives the same latent
+        on any device.
+        """
         device = generator.device if generator is not None else self.mean.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
@@ -204,7 +212,8 @@ class AutoencoderKL(nn.Module):
             raise ValueError(f"expected pixels [B,{self.config.in_channels},H,W], got {list(pixels.shape)}")
         if pixels.shape[2] % factor or pixels.shape[3] % factor:
             raise ValueError(
-                f"picture of {pixels.shape[3]}x{pixels.shape[2]} pixels: both sides must be multiples of {factor}"
+                f"picture of {pixels.shape[3]}x{pixels.shape[2]} pixels: "
+                f"both sides must be multiples of {factor}"
             )
         mean, logvar = self.encoder(pixels).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))

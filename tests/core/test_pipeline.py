@@ -1,0 +1,174 @@
+"""Prompt to latents and pixels: the whole pipeline against diffusers' on a folder that diffusers itself
+wrote.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.core.peers import ZImageTransformer2DModel, diffusers_of
+from tests.core.random_models import random_s3dit, randomise, relative
+from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
+from zimage_core.prompt.template import apply_template, tokenise
+
+from diffusers import AutoencoderKL as PeerAutoencoder  # isort: skip
+from diffusers import FlowMatchEulerDiscreteScheduler  # isort: skip
+from diffusers import ZImagePipeline as PeerPipeline  # isort: skip
+from tokenizers.pre_tokenizers import ByteLevel  # isort: skip
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model  # isort: skip
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model in diffusers' layout, the transformer in several shards."""
+    path = tmp_path_factory.mktemp("diffusers_model")
+    vocab = {token: i for i, token in enumerate([*sorted(ByteLevel.alphabet()), *SPECIAL])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=SPECIAL[1:])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    text_encoder = randomise(
+        Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(vocab), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+                num_attention_heads=2, num_key_value_heads=1, head_dim=64, tie_word_embeddings=True,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            )
+        ),
+        1,
+    )  # fmt: skip
+    vae = randomise(
+        PeerAutoencoder(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 64, 64), layers_per_block=1, latent_channels=16, norm_num_groups=32,
+            scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+        ),
+        2,
+    )  # fmt: skip
+    transformer = diffusers_of(random_s3dit(DIT, 3))
+    assert isinstance(transformer, ZImageTransformer2DModel)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    PeerPipeline(scheduler, vae, text_encoder, tokenizer, transformer).save_pretrained(path)
+    transformer.save_pretrained(path / "transformer", max_shard_size="2MB")
+    (path / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert len(list((path / "transformer").glob("*.safetensors"))) > 2
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> ZImagePipeline:
+    return ZImagePipeline.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> PeerPipeline:
+    pipe = PeerPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+PROMPTS = ["a red fox", "two cups of tea on a wooden table beside a window, soft morning light"]
+RUNS = {
+    "turbo": {"num_inference_steps": 8, "guidance_scale": 0.0},
+    "base": {"num_inference_steps": 5, "guidance_scale": 4.0, "negative_prompt": ["blurry", "text"]},
+    "base, normalised": {"num_inference_steps": 5, "guidance_scale": 4.0, "cfg_normalization": True},
+    "base, truncated": {"num_inference_steps": 6, "guidance_scale": 4.0, "cfg_truncation": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_latents_equal_diffusers(name: str, ours: ZImagePipeline, theirs: PeerPipeline) -> None:
+    noise = torch.randn(2, 16, 8, 6, generator=torch.Generator().manual_seed(4))
+    options = {"height": 64, "width": 48, "latents": noise, "output_type": "latent", **RUNS[name]}
+    expected = theirs(prompt=list(PROMPTS), **copy.deepcopy(options)).images  # it writes into its lists
+    assert relative(ours(PROMPTS, **options).images, expected) <= 1e-4
+
+
+def test_pictures_and_noise_equal_diffusers(ours: ZImagePipeline, theirs: PeerPipeline) -> None:
+    """From the seed to 8-bit pixels."""
+    options = {"height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 0.0}
+    expected = theirs(prompt=PROMPTS[0], generator=torch.Generator().manual_seed(9), **options).images[0]
+    image = ours(PROMPTS[0], generator=torch.Generator().manual_seed(9), **options).images[0]
+    assert image.size == expected.size == (64, 64)
+    a, b = (torch.tensor(list(i.tobytes())).int() for i in (image, expected))
+    assert (a - b).abs().max() <= 1
+
+
+def test_batches_seeds_and_progress(ours: ZImagePipeline) -> None:
+    seen = []
+    generators = [torch.Generator().manual_seed(s) for s in (1, 2, 3, 4)]
+    options = {"height": 32, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
+    batch = ours(
+        PROMPTS,
+        num_images_per_prompt=2,
+        generator=generators,
+        callback=lambda *a: seen.append(a[:2]),
+        **options,
+    ).images
+    assert batch.shape == (4, 16, 4, 6) and seen == [(1, 2), (2, 2)]
+    single = ours(PROMPTS[1], generator=torch.Generator().manual_seed(3), **options).images
+    assert relative(batch[2:3], single) <= 1e-5
+
+
+def test_template_and_tokens_equal_the_reference(ours: ZImagePipeline, theirs: PeerPipeline) -> None:
+    texts = json.loads((Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
+    for text in texts:
+        reference = theirs.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        assert apply_template(text) == reference
+    tokens = tokenise(ours.tokenizer, texts, 40)
+    expected = theirs.tokenizer(
+        [apply_template(t) for t in texts],
+        padding="max_length",
+        max_length=40,
+        truncation=True,
+        return_tensors="pt",
+    )
+    longest = tokens.input_ids.shape[1]
+    assert torch.equal(tokens.mask, expected.attention_mask[:, :longest].bool())
+    assert torch.equal(tokens.input_ids[tokens.mask], expected.input_ids[expected.attention_mask.bool()])
+    assert any(tokens.cut) and not all(tokens.cut)
+
+
+def test_a_cut_prompt_is_said(ours: ZImagePipeline, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        ours.encode_prompts(["word " * 300])
+    assert "cut at 512 tokens" in caplog.text
+
+
+def test_bad_requests_are_named(ours: ZImagePipeline, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="50x48 pixels.*multiples of 8"):
+        ours("a", width=50, height=48)
+    with pytest.raises(ValueError, match="1 negative prompts for 2"):
+        ours(PROMPTS, negative_prompt=["a"], guidance_scale=3.0)
+    with pytest.raises(ValueError, match="2 generators for 1"):
+        ours("a", width=48, height=48, generator=[torch.Generator(), torch.Generator()])
+    with pytest.raises(FileNotFoundError, match="text_encoder, vae, tokenizer"):
+        (tmp_path / "transformer").mkdir()
+        ZImagePipeline.from_pretrained(tmp_path)
+    other = random_s3dit(S3DiTConfig(dim=256, n_layers=1, n_refiner_layers=1, n_heads=2, cap_feat_dim=64), 0)
+    with pytest.raises(ValueError, match="128 wide, the transformer takes 64"):
+        ZImagePipeline(other, ours.text_encoder, ours.autoencoder, ours.tokenizer)
+
+
+def test_autoencoder_has_the_flux_scaling(ours: ZImagePipeline, theirs: PeerPipeline) -> None:
+    assert isinstance(ours.autoencoder, AutoencoderKL)
+    config = theirs.vae.config
+    assert (config.scaling_factor, config.shift_factor) == (
+        ours.autoencoder.config.scaling_factor,
+        ours.autoencoder.config.shift_factor,
+    )

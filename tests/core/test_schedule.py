@@ -1,0 +1,71 @@
+"""Sigma grids and guidance against the published table, diffusers' scheduler, and its pipeline's
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.core.peers import ZImageTransformer2DModel  # noqa: F401  (prepares the import of diffusers)
+from zimage_core.guidance import Guidance
+from zimage_core.schedule import flow_sigmas, turbo_sigmas
+
+from diffusers import FlowMatchEulerDiscreteScheduler  # isort: skip
+
+TABLE = {  # zimage.md 4.1, shift 3 but for the last
+    (4, 3.0): [1, 0.9, 0.75, 0.5],
+    (6, 3.0): [1, 0.9375, 0.857143, 0.75, 0.6, 0.375],
+    (8, 3.0): [1, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
+    (9, 3.0): [1, 0.96, 0.913043, 0.857143, 0.789474, 0.705882, 0.6, 0.461538, 0.272727],
+    (8, 6.0): [1, 0.976744, 0.947368, 0.909091, 0.857143, 0.782609, 0.666667, 0.461538],
+}
+
+
+@pytest.mark.parametrize(("steps", "shift"), TABLE)
+def test_published_grids(steps: int, shift: float) -> None:
+    expected = torch.tensor([*TABLE[steps, shift], 0.0])
+    torch.testing.assert_close(flow_sigmas(steps, shift), expected, atol=5e-7, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 28, 50])
+def test_equals_diffusers(steps: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    torch.testing.assert_close(flow_sigmas(steps), scheduler.sigmas, atol=2e-7, rtol=0)
+
+
+def test_turbo_is_eight_steps() -> None:
+    assert torch.equal(turbo_sigmas(), flow_sigmas(8, 3.0)) and len(turbo_sigmas()) == 9
+
+
+def test_denoise_keeps_the_end_of_a_finer_grid() -> None:
+    assert torch.equal(flow_sigmas(8, denoise=0.5), flow_sigmas(16)[-9:])
+    assert len(flow_sigmas(8, denoise=0.0)) == 0
+    assert len(flow_sigmas(5, denoise=0.37)) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [((0,), "steps"), ((8, 0.0), "shift"), ((8, 3.0, 1.2), "denoise"), ((8, 3.0, -0.1), "denoise")],
+)
+def test_values_out_of_range_are_named(arguments: tuple, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        flow_sigmas(*arguments)
+
+
+def test_guidance_truncates_on_the_clean_side() -> None:
+    guidance = Guidance(scale=4.0, truncation=0.6)
+    assert guidance.active(0.9) and guidance.active(0.4) and not guidance.active(0.39)
+    assert not Guidance(scale=0.0).active(0.9)
+
+
+def test_normalisation_limits_each_sample() -> None:
+    positive = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1))
+    negative = positive.clone()
+    negative[0] = -positive[0]  # far apart: guidance would make this sample 9 times as long
+    out = Guidance(scale=4.0, normalisation=1.0).combine(positive, negative)
+    torch.testing.assert_close(out[0].norm(), positive[0].norm())
+    torch.testing.assert_close(out[1], positive[1])
+    torch.testing.assert_close(Guidance(scale=4.0).combine(positive, negative)[0], 9 * positive[0])

@@ -1,0 +1,282 @@
+"""Files in every dialect give the same model, and files that are something else say what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.core.random_models import TINY, random_inputs, random_s3dit, randomise, relative
+from zimage_core import AutoencoderConfig, AutoencoderKL, Qwen3Config, Qwen3TextEncoder, S3DiT
+from zimage_core.weights import (
+    WeightsError,
+    describe,
+    load_autoencoder,
+    load_text_encoder,
+    load_transformer,
+    read_transformer,
+)
+from zimage_core.weights.keys import (
+    autoencoder_to_diffusers,
+    autoencoder_to_ours,
+    fuse_qkv,
+    transformer_to_diffusers,
+    transformer_to_ours,
+)
+
+SMALL_TE = Qwen3Config(
+    vocab_size=64, hidden_size=96, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32,
+)  # fmt: skip
+SMALL_AE = AutoencoderConfig(ch=32, ch_mult=(1, 2, 2), num_res_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> S3DiT:
+    return random_s3dit(TINY, 11)
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + k: v.contiguous() for k, v in state.items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def flat_pads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.flatten() if k.endswith("pad_token") else v for k, v in state.items()}
+
+
+DIALECTS = {
+    "single file": lambda s: s,
+    "checkpoint": lambda s: prefixed(s, "model.diffusion_model."),
+    "saved by ComfyUI": lambda s: prefixed(s, "diffusion_model."),
+    "diffusers": transformer_to_diffusers,
+    "diffusers with prefix": lambda s: prefixed(transformer_to_diffusers(s), "transformer."),
+    "flat pad tokens": flat_pads,
+    "leftover of Lumina": lambda s: {**s, "norm_final.weight": torch.ones(TINY.dim)},
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_loads_the_same_model(dialect: str, model: S3DiT, tmp_path: Path) -> None:
+    state = {k: v.contiguous() for k, v in DIALECTS[dialect](model.state_dict()).items()}
+    save_file(state, tmp_path / "file.safetensors")
+    for source in (tmp_path / "file.safetensors", state):
+        loaded = load_transformer(source)
+        assert loaded.config == TINY
+        assert same(loaded.state_dict(), model.state_dict())
+
+
+def test_the_mapping_is_idempotent_and_reversible(model: S3DiT) -> None:
+    ours = model.state_dict()
+    theirs = transformer_to_diffusers(ours)
+    assert same(fuse_qkv(transformer_to_ours(theirs)), ours)
+    assert same(fuse_qkv(transformer_to_ours(ours)), ours)
+    assert same(transformer_to_diffusers(theirs), theirs)
+    autoencoder = randomise(AutoencoderKL(SMALL_AE), 2).state_dict()
+    peer = autoencoder_to_diffusers(autoencoder)
+    assert same(autoencoder_to_ours(peer), autoencoder) and same(
+        autoencoder_to_ours(autoencoder), autoencoder
+    )
+    assert same(autoencoder_to_diffusers(peer), peer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_files_type_is_kept_or_converted(dtype: torch.dtype, model: S3DiT, tmp_path: Path) -> None:
+    save_file({k: v.to(dtype) for k, v in model.state_dict().items()}, tmp_path / "file.safetensors")
+    loaded = load_transformer(tmp_path / "file.safetensors")
+    assert loaded.dtype == dtype and {p.dtype for p in loaded.parameters()} == {dtype}
+    converted = load_transformer(tmp_path / "file.safetensors", dtype=torch.float32)
+    assert torch.equal(converted.x_embedder.weight, model.x_embedder.weight.to(dtype).float())
+
+
+def block_linears(state: dict[str, Tensor]) -> list[str]:
+    """Layers that published fp8 files quantise: attention and feed-forward of the blocks."""
+    return [
+        k[: -len(".weight")]
+        for k, v in state.items()
+        if v.ndim == 2 and (".attention." in k or ".feed_forward." in k)
+    ]
+
+
+def quantised(state: dict[str, Tensor], scale_name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """fp8 weights with a scale each, and the float weights that they stand for (q * scale, zimage.md 7.2)."""
+    out, truth = {k: v.bfloat16() for k, v in state.items()}, dict(state)
+    for layer in block_linears(state):
+        scale = state[f"{layer}.weight"].abs().max() / 448
+        q = (state[f"{layer}.weight"] / scale).to(torch.float8_e4m3fn)
+        out |= {f"{layer}.weight": q, f"{layer}.{scale_name}": scale.clone()}
+        truth[f"{layer}.weight"] = q.double() * scale.double()
+    return out, truth
+
+
+def as_scaled_fp8(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict, dict[str, Tensor]]:
+    out, truth = quantised(state, "scale_weight")
+    out["scaled_fp8"] = torch.empty(0, dtype=torch.float8_e4m3fn)
+    for layer in block_linears(state)[:2]:
+        out[f"{layer}.scale_input"] = torch.tensor(1.0)
+    return out, {}, truth
+
+
+def as_comfy_quant(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict, dict[str, Tensor]]:
+    out, truth = quantised(state, "weight_scale")
+    mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    return out | {f"{layer}.comfy_quant": mark.clone() for layer in block_linears(state)}, {}, truth
+
+
+def as_metadata(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict, dict[str, Tensor]]:
+    out, truth = quantised(state, "weight_scale")
+    layers = {f"model.diffusion_model.{layer}": {"format": "float8_e4m3fn"} for layer in block_linears(state)}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    return prefixed(out, "model.diffusion_model."), metadata, truth
+
+
+def as_split_comfy_quant(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict, dict[str, Tensor]]:
+    """diffusers' names: q, k and v have scales of their own, which one fused scale cannot hold."""
+    out, truth = quantised(transformer_to_diffusers(state), "weight_scale")
+    mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    layers = block_linears(transformer_to_diffusers(state))
+    return (
+        out | {f"{layer}.comfy_quant": mark.clone() for layer in layers},
+        {},
+        fuse_qkv(transformer_to_ours(truth)),
+    )
+
+
+@pytest.mark.parametrize("layout", [as_scaled_fp8, as_comfy_quant, as_metadata, as_split_comfy_quant])
+def test_fp8_files(layout, model: S3DiT, tmp_path: Path) -> None:
+    state, metadata, truth = layout(model.state_dict())
+    path = tmp_path / "fp8.safetensors"
+    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata=metadata)
+    loaded = load_transformer(path, dtype=torch.float32)
+    for key, value in loaded.state_dict().items():
+        tolerance = 4e-3 if "qkv" in key or key.rpartition(".")[0] not in block_linears(truth) else 1e-6
+        assert relative(value, truth[key]) <= tolerance, key
+    part = describe(path)["transformer"]
+    split = layout is as_split_comfy_quant
+    blocks = 2 * TINY.n_refiner_layers + TINY.n_layers
+    assert part["quantised_layers"] == blocks * (4 if split else 5) and part["formats"] == ["float8_e4m3fn"]
+    assert part["parameters"] == sum(p.numel() for p in model.parameters())
+    x, sigma, caption = random_inputs(TINY, 1)
+    assert torch.isfinite(load_transformer(path)(x.bfloat16(), sigma, caption.bfloat16())).all()
+
+
+def test_reading_maps_the_file(model: S3DiT, tmp_path: Path) -> None:
+    """No tensor is copied while a file is read: the pages belong to the file, so they show what is written
+    to it later.
+    """
+    path = tmp_path / "file.safetensors"
+    save_file(model.state_dict(), path)
+    checkpoint = read_transformer(path)
+    before = checkpoint.tensors["x_pad_token"].clone()
+    content = path.read_bytes()
+    assert torch.equal(before, model.x_pad_token)
+    mapped = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert str(path) in mapped and len(content) == path.stat().st_size
+
+
+def test_text_encoders(tmp_path: Path) -> None:
+    model = randomise(Qwen3TextEncoder(SMALL_TE, language_model=True), 1)
+    state = {**model.state_dict(), "lm_head.weight": model.model.embed_tokens.weight.clone()}
+    for prefix in ("", "text_encoders.qwen3_4b.transformer."):
+        loaded = load_text_encoder(prefixed(state, prefix), language_model=True)
+        assert loaded.config == SMALL_TE and same(loaded.state_dict(), model.state_dict())
+    bare = {k.removeprefix("model."): v for k, v in model.state_dict().items()}
+    features = load_text_encoder(bare)
+    assert len(features.model.layers) == SMALL_TE.num_hidden_layers - 1
+
+
+def test_autoencoders() -> None:
+    model = randomise(AutoencoderKL(SMALL_AE), 1)
+    for state in (
+        model.state_dict(),
+        prefixed(model.state_dict(), "vae."),
+        autoencoder_to_diffusers(model.state_dict()),
+    ):
+        loaded = load_autoencoder(state)
+        assert loaded.config == SMALL_AE and same(loaded.state_dict(), model.state_dict())
+
+
+def test_one_file_with_all_three_parts(model: S3DiT) -> None:
+    state = {
+        **prefixed(model.state_dict(), "model.diffusion_model."),
+        **prefixed(
+            randomise(Qwen3TextEncoder(SMALL_TE), 1).state_dict(), "text_encoders.qwen3_4b.transformer."
+        ),
+        **prefixed(randomise(AutoencoderKL(SMALL_AE), 1).state_dict(), "vae."),
+    }
+    parts = describe(state)
+    assert parts.keys() == {"transformer", "text_encoder", "autoencoder"}
+    assert parts["transformer"]["config"] == TINY and parts["autoencoder"]["config"] == SMALL_AE
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_files_that_are_something_else(model: S3DiT, tmp_path: Path) -> None:
+    good = tmp_path / "good.safetensors"
+    save_file(model.state_dict(), good)
+    content = good.read_bytes()
+    pickle = tmp_path / "model.ckpt"
+    torch.save({"a": 1}, pickle)
+    bad = {
+        "is truncated": write(tmp_path / "cut.safetensors", content[: len(content) // 2]),
+        "its header alone needs": write(tmp_path / "head.safetensors", content[:100]),
+        "not a safetensors file": write(
+            tmp_path / "text.safetensors", b"just a text, longer than eight bytes"
+        ),
+        "a zip or a torch pickle": pickle,
+        "a Git LFS pointer": write(tmp_path / "lfs.safetensors", b"version https://git-lfs.example/spec/v1"),
+        "a GGUF file": write(tmp_path / "q4.gguf", b"GGUF" + bytes(60)),
+        "does not exist": tmp_path / "nothing.safetensors",
+    }
+    for message, path in bad.items():
+        with pytest.raises(WeightsError, match=message) as error:
+            load_transformer(path)
+        assert path.name in str(error.value)
+
+
+def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+def test_tensors_that_do_not_fit(model: S3DiT) -> None:
+    state = model.state_dict()
+    cases = {
+        "lacks 1 of .*layers.1.ffn_norm1.weight": without(state, "layers.1.ffn_norm1.weight"),
+        "no tensor t_embedder.mlp.2.weight": without(state, "t_embedder.mlp.2.weight"),
+        "wrong shape: layers.1.attention.out.weight": {
+            **state,
+            "layers.1.attention.out.weight": torch.zeros(2, 2),
+        },
+        "looks like Lumina 2": without(state, "cap_pad_token", "x_pad_token"),
+        "it is a LoRA": {"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 256)},
+        "it is a Z-Image ControlNet": {"control_all_x_embedder.2-1.weight": torch.zeros(2, 2)},
+        "it is a text encoder": prefixed(Qwen3TextEncoder(SMALL_TE).state_dict(), ""),
+        "'int4_magic'": {
+            **state,
+            "layers.0.attention.out.comfy_quant": torch.tensor(
+                list(b'{"format": "int4_magic"}'), dtype=torch.uint8
+            ),
+        },
+    }
+    for message, tensors in cases.items():
+        with pytest.raises(WeightsError, match=message):
+            load_transformer(tensors)
+    with pytest.raises(WeightsError, match="4 latent channels.*ae.safetensors"):
+        load_autoencoder(AutoencoderKL(AutoencoderConfig(ch=32, ch_mult=(1, 1), z_channels=4)).state_dict())
+    with pytest.raises(WeightsError, match="not a Qwen3.*2560"):
+        load_text_encoder(
+            {
+                "model.embed_tokens.weight": torch.zeros(8, 2304),
+                "model.layers.0.mlp.gate_proj.weight": torch.zeros(2, 2),
+            }
+        )
