@@ -115,7 +115,8 @@ def install(python: Path, environment: Path, host: Path) -> None:
         ]
     steps.append(("what ComfyUI needs", [*pip, *host_requirements(host)]))
     steps.append(("what the tests need", [*pip, *project["optional-dependencies"]["dev"]]))
-    wanted = hashlib.sha256(json.dumps([[*map(str, step[1])] for step in steps]).encode()).hexdigest()
+    packages = [command[len(pip) :] for _, command in steps]
+    wanted = hashlib.sha256(json.dumps(packages).encode()).hexdigest()
     stamp = environment / "zimage-setup"
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -160,17 +161,17 @@ def demo(options: argparse.Namespace, host: Path) -> int:
     if options.seed is not None:
         graphs.set_widget(workflow, "ZImageTurboSampler", 0, options.seed)
     with tempfile.TemporaryDirectory() as base:
-        begun = time.monotonic()
-        print("[1] ComfyUI starts ...", flush=True)
+        print("ComfyUI starts ...", flush=True)
         with ComfyServer(host, Path(base), "--disable-api-nodes") as server:
-            print(f"[1] ComfyUI is up after {time.monotonic() - begun:.1f} s", flush=True)
             contracts = {node["type"]: server.object_info(node["type"]) for node in workflow["nodes"]}
             unknown = [kind for kind, found in contracts.items() if not found and kind not in graphs.NOTES]
             if unknown:
                 names = ", ".join(unknown)
                 raise SetupFailed(f"ComfyUI does not know {names}. Its log ends:\n{server.log_tail()}")
             graph = graphs.to_api(workflow, contracts)
-            result = server.run(graph, workflow, on_event=Progress(graph).show)
+            progress = Progress(graph)
+            progress.line("ComfyUI is up")
+            result = server.run(graph, workflow, on_event=progress.show)
             if not result.ok:
                 for error in result.errors:
                     say(f"{error['class_type']} (node {error['node']}): {error['message'].strip()}")
@@ -187,7 +188,7 @@ class Progress:
     """Shows a running graph on the console: a line per node, with the sampler's steps in it."""
 
     def __init__(self, graph: dict):
-        self.graph, self.begun, self.shown = graph, time.monotonic(), 1
+        self.graph, self.begun, self.shown, self.total = graph, time.monotonic(), 1, len(graph) + 1
 
     def show(self, event: dict) -> None:
         data = event["data"]
@@ -199,7 +200,7 @@ class Progress:
             self.line(f"{name} step {data['value']}/{data['max']}")
 
     def line(self, text: str) -> None:
-        print(f"[{self.shown}] {time.monotonic() - self.begun:5.1f} s  {text}", flush=True)
+        print(f"[{self.shown}/{self.total}] {time.monotonic() - self.begun:5.1f} s  {text}", flush=True)
 
 
 def test(options: argparse.Namespace, host: Path) -> int:

@@ -1,6 +1,24 @@
 """What every test shares."""
 
+from pathlib import Path
+
+import pytest
+
 from tests.host.launch import stand_in_for_missing_ops
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # transformers and diffusers import torchvision when they see it.
 stand_in_for_missing_ops()
+
+
+class RootIsAFolder:
+    """The repository's root has an __init__.py for ComfyUI; pytest would import it as a package of tests."""
+
+    @staticmethod
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsAFolder)

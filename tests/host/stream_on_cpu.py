@@ -1,19 +1,20 @@
-"""A test-only ComfyUI extension: --novram and --lowvram stream weights on the CPU too.
+"""A test-only ComfyUI extension: streams weights on the CPU as --lowvram and --novram do on a card.
 
-ComfyUI loads a model whole when it runs on the CPU, whatever the option. With this file in custom_nodes the
-option decides there as well: nothing stays loaded (--novram) or half of the model does (--lowvram).
+On the CPU ComfyUI always loads models whole, and takes neither option beside --cpu. With this file in
+custom_nodes the environment variable STREAM_ON_CPU decides: --novram keeps nothing loaded, --lowvram half.
 """
 
-from comfy.cli_args import args
+import os
+
 from comfy.model_management import LoadedModel
 
 NODE_CLASS_MAPPINGS = {}
-SHARE = 0.0 if args.novram else 0.5
-load_whole = LoadedModel.model_load
+SHARE = {"--novram": 0.0, "--lowvram": 0.5}[os.environ["STREAM_ON_CPU"]]
+load = LoadedModel.model_load
 
 
 def load_share(self, lowvram_model_memory=0, **options):
-    return load_whole(self, max(0.1, SHARE * self.model.model_size()), **options)
+    return load(self, max(0.1, SHARE * self.model.model_size()), **options)
 
 
 LoadedModel.model_load = load_share

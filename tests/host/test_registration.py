@@ -34,10 +34,14 @@ HOST_LINES = ("Torch already imported", "torchaudio missing", "comfy-kitchen", "
 IMPORT_SECONDS = """
 import importlib.util, sys, time
 sys.path.insert(0, sys.argv[1])
+sys.argv[1:], folder = ["--cpu"], sys.argv[2]
+import comfy.options
+comfy.options.enable_args_parsing()
+import utils.extra_config
 import asyncio, folder_paths, nodes, server
 import comfy.sd, comfy.samplers, comfy_api.latest, latent_preview
-spec = importlib.util.spec_from_file_location("pack", sys.argv[2] + "/__init__.py",
-                                              submodule_search_locations=[sys.argv[2]])
+inside = {"submodule_search_locations": [folder]}
+spec = importlib.util.spec_from_file_location("pack", folder + "/__init__.py", **inside)
 module = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = module
 begun = time.perf_counter()
@@ -75,8 +79,8 @@ def test_contract(server, name):
 @pytest.mark.parametrize("name", NODES)
 def test_every_input_and_output_has_a_tooltip(server, name):
     contract = server.object_info(name)
-    for group in contract["input"].values():
-        for key, (_, *options) in group.items():
+    for group in ("required", "optional"):
+        for key, (_, *options) in contract["input"].get(group, {}).items():
             assert options and options[0].get("tooltip"), f"{name}.{key} has no tooltip"
     tooltips = contract["output_tooltips"]
     assert len(tooltips) == len(contract["output"]) and all(tooltips)
@@ -107,7 +111,7 @@ def test_import_is_quick_and_leaves_cuda_alone(host_path, tmp_path):
     script = tmp_path / "seconds.py"
     script.write_text(IMPORT_SECONDS)
     launcher = PACK_ROOT / "tests" / "host" / "launch.py"
-    command = [sys.executable, str(launcher), str(script), str(host_path), str(PACK_ROOT), "--cpu"]
+    command = [sys.executable, str(launcher), str(script), str(host_path), str(PACK_ROOT)]
     seconds, environment = [], {**os.environ, "HF_HUB_OFFLINE": "1"}
     for _ in range(4):
         done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.host.graphs import api_form, changed
 from tests.host.pictures import difference, picture
@@ -14,7 +15,7 @@ STREAMING_PACK = "stream_on_cpu.py"
 
 
 @pytest.mark.parametrize("option", ["--lowvram", "--novram"])
-def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_path, option):
+def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_path, monkeypatch, option):
     turbo = api_form("z_image_turbo_text_to_image")
     lora = {"lora_name": "fused.safetensors", "strength_model": 0.7}
     on_file = changed(turbo, ZImageLoader__transformer="good.safetensors", ZImageLoader__weight_dtype="fp32")
@@ -22,10 +23,14 @@ def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_pat
     expected = {name: picture(server, server.run(graph)) for name, graph in graphs.items()}
 
     (tmp_path / "models").symlink_to(base / "models", target_is_directory=True)
-    (tmp_path / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name(STREAMING_PACK), tmp_path / "custom_nodes")
-    options = ("--disable-api-nodes", option)
-    with ComfyServer(host_path, tmp_path, *options, packs=(STREAMING_PACK,)) as streaming:
+    if torch.cuda.is_available():
+        options, packs = (option,), ()
+    else:
+        options, packs = (), (STREAMING_PACK,)
+        monkeypatch.setenv("STREAM_ON_CPU", option)
+        (tmp_path / "custom_nodes").mkdir()
+        shutil.copy(Path(__file__).with_name(STREAMING_PACK), tmp_path / "custom_nodes")
+    with ComfyServer(host_path, tmp_path, "--disable-api-nodes", *options, packs=packs) as streaming:
         for name, graph in graphs.items():
             assert difference(expected[name], picture(streaming, streaming.run(graph))) == 0, name
         assert "loaded partially" in streaming.log, "nothing was streamed: the test proves nothing"
