@@ -3,7 +3,7 @@
     python tests/host/launch.py /path/to/ComfyUI/main.py --cpu ...
 
 The package index has no CPU builds of torchvision and torchaudio. Importing ComfyUI needs two operator names
-of the first and the bare name of the second; neither is called for pictures.
+of the first and the bare modules of the second; neither is called for pictures.
 """
 
 import importlib.machinery
@@ -25,9 +25,9 @@ def stand_in_for_missing_ops() -> None:
             if not hasattr(torch.ops.torchvision, name):
                 torch.library.define(f"torchvision::{name}", schema)
     if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
-        audio = types.ModuleType("torchaudio")
-        audio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
-        sys.modules["torchaudio"] = audio
+        for name in ("torchaudio", "torchaudio.functional"):
+            module = sys.modules[name] = types.ModuleType(name)
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
 
 
 def loads(library: Path) -> bool:

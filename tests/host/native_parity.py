@@ -1,0 +1,114 @@
+"""Runs inside a ComfyUI's Python: our MODEL and the host's own Z-Image on the same weights. Prints one JSON line.
+
+python tests/host/launch.py tests/host/native_parity.py ComfyUI_FOLDER SCRATCH_FOLDER
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST, SCRATCH = (Path(argument).resolve() for argument in sys.argv[1:3])
+
+# Ours first and then off the path again: the host has packages named `tests` and `nodes` too.
+sys.path.insert(0, str(ROOT))
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from tests.core.random_models import random_inputs, random_s3dit, relative  # noqa: E402
+from zimage_core import S3DiTConfig  # noqa: E402
+
+sys.path[:2] = [str(HOST)]
+sys.argv[1:] = ["--cpu"]
+os.chdir(HOST)
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import comfy.ops  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+from comfy.ldm.lumina.model import NextDiT  # noqa: E402
+
+SEED = int(os.environ.get("ZIMAGE_SEED", "1234"))
+
+
+def extension_module(name: str):
+    """A module of this extension, imported as the host does it: under the folder's path as its name."""
+    package = str(ROOT).replace(".", "_x_")
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            package, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        import utils.extra_config  # noqa: F401  (before `nodes`, which puts comfy/ and its `utils` on the path)
+
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
+
+
+def native(config: S3DiTConfig, state: dict) -> NextDiT:
+    """The host's network; its q and k norms get the published eps, which it leaves at the machine's."""
+    model = NextDiT(
+        patch_size=2, in_channels=16, dim=config.dim, n_layers=config.n_layers,
+        n_refiner_layers=config.n_refiner_layers, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
+        ffn_dim_multiplier=8 / 3, norm_eps=config.norm_eps, qk_norm=True,
+        cap_feat_dim=config.cap_feat_dim, axes_dims=list(config.axes_dims), axes_lens=[1536, 512, 512],
+        rope_theta=config.rope_theta, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
+        image_model="lumina2", dtype=torch.float32, operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert missing in ([], ["norm_final.weight"]) and not unexpected, (missing, unexpected)
+    for name, module in model.named_modules():
+        if name.endswith(("q_norm", "k_norm")):
+            module.eps = config.norm_eps
+    return model.eval()
+
+
+def networks() -> dict[str, float]:
+    """One forward at dim 1152 with 9 heads: full and grouped-query attention, even and odd sizes."""
+    found = {}
+    for kv_heads in (9, 3):
+        config = S3DiTConfig(
+            dim=1152, n_layers=2, n_refiner_layers=1, n_heads=9, n_kv_heads=kv_heads, cap_feat_dim=320, t_hidden=1024
+        )
+        model = random_s3dit(config, SEED)
+        peer = native(config, model.state_dict())
+        for size in ((8, 12), (7, 9)):
+            x, sigma, caption = random_inputs(config, SEED, batch=2, size=size, length=40)
+            with torch.no_grad():
+                theirs = peer(x, sigma, caption, caption.shape[1])
+            found[f"{kv_heads} kv heads, {size[0]}x{size[1]}"] = relative(model(x, sigma, caption), theirs)
+    return found
+
+
+def runs() -> dict[str, float]:
+    """Eight steps through the host's sampler at dim 3840, its own MODEL against ours, from one bf16 file in fp32."""
+    config = S3DiTConfig(n_layers=1)
+    path = SCRATCH / "wide.safetensors"
+    save_file({k: v.bfloat16() for k, v in random_s3dit(config, SEED).state_dict().items()}, path)
+    generator = torch.Generator().manual_seed(SEED)
+    positive, negative = ([[torch.randn(1, n, 2560, generator=generator), {}]] for n in (21, 40))
+    latent = torch.zeros(1, 16, 9, 14)
+    noise = comfy.sample.prepare_noise(latent, SEED)
+    makers = {
+        "ours": lambda: extension_module("nodes.host.model").load_patcher(str(path), "fp32"),
+        "native": lambda: comfy.sd.load_diffusion_model(str(path), {"dtype": torch.float32}),
+    }
+    made = {}
+    for name, make in makers.items():
+        model = make()
+        options = {"disable_pbar": True, "seed": SEED}
+        made[name] = [
+            comfy.sample.sample(model, noise, steps, cfg, "euler", "simple", positive, negative, latent, **options)
+            for steps, cfg in ((8, 1.0), (4, 3.0))
+        ]
+        del model
+    pairs = zip(("8 steps", "4 steps, cfg 3"), made["ours"], made["native"], strict=True)
+    return {label: relative(ours, theirs) for label, ours, theirs in pairs}
+
+
+print(json.dumps({"networks": networks(), "runs": runs()}))

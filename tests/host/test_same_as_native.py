@@ -1,0 +1,35 @@
+"""Our MODEL and the host's own Z-Image make the same latents from the same weights, seed and sampler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def distances(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """Relative L2 distances, measured in a process of the host's own."""
+    command = [sys.executable, HERE / "launch.py", HERE / "native_parity.py"]
+    folders = [os.environ["COMFYUI_PATH"], tmp_path_factory.mktemp("weights")]
+    done = subprocess.run([*map(str, command + folders)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_networks(distances: dict) -> None:
+    """One forward, with full and grouped-query attention, at even and odd sizes."""
+    assert len(distances["networks"]) == 4
+    assert all(distance <= 1e-5 for distance in distances["networks"].values()), distances
+
+
+def test_whole_runs(distances: dict) -> None:
+    """Eight steps of the host's sampler at dim 3840, and a guided run with captions of two lengths."""
+    assert len(distances["runs"]) == 2
+    assert all(distance <= 1e-4 for distance in distances["runs"].values()), distances
