@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import torch
+from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from tests.core.reference import Reference
-from tests.cpu_torchvision import define_missing_operators
 from zimage_core import S3DiT
 from zimage_core.weights.keys import transformer_to_diffusers
-
-define_missing_operators()
-
-from diffusers import ZImageTransformer2DModel  # noqa: E402
 
 
 def reference_of(model: S3DiT) -> Reference:

@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL as PeerAutoencoder
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import ZImagePipeline as PeerPipeline
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from tests.core.peers import ZImageTransformer2DModel, diffusers_of
 from tests.core.random_models import random_s3dit, randomise, relative
 from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
 from zimage_core.prompt.template import apply_template, tokenise
-
-from diffusers import AutoencoderKL as PeerAutoencoder  # isort: skip
-from diffusers import FlowMatchEulerDiscreteScheduler  # isort: skip
-from diffusers import ZImagePipeline as PeerPipeline  # isort: skip
-from tokenizers.pre_tokenizers import ByteLevel  # isort: skip
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model  # isort: skip
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (

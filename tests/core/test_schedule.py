@@ -7,12 +7,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.core.peers import ZImageTransformer2DModel  # noqa: F401  (prepares the import of diffusers)
 from zimage_core.guidance import Guidance
 from zimage_core.schedule import flow_sigmas, turbo_sigmas
-
-from diffusers import FlowMatchEulerDiscreteScheduler  # isort: skip
 
 TABLE = {  # zimage.md 4.1, shift 3 but for the last
     (4, 3.0): [1, 0.9, 0.75, 0.5],

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Qwen3Config as PeerConfig
+from transformers import Qwen3ForCausalLM
 
 from tests.core.random_models import randomise, relative, seeds
-from tests.cpu_torchvision import define_missing_operators
 from zimage_core import Qwen3Config, Qwen3TextEncoder
-
-define_missing_operators()
-
-from transformers import Qwen3Config as PeerConfig  # noqa: E402
-from transformers import Qwen3ForCausalLM  # noqa: E402
 
 SMALL = Qwen3Config(
     vocab_size=300, hidden_size=192, intermediate_size=320, num_hidden_layers=4, num_attention_heads=6,
