@@ -168,7 +168,7 @@ def test_fp8_files(layout, model: S3DiT, tmp_path: Path) -> None:
 
 
 def test_reading_maps_the_file(model: S3DiT, tmp_path: Path) -> None:
-    """Nothing is copied: after reading, the process has the file mapped and its tensors point into that mapping."""
+    """Nothing is copied: the process has the file mapped, and its tensors point into that mapping."""
     path = tmp_path / "file.safetensors"
     save_file(model.state_dict(), path)
     checkpoint = read_transformer(path)
