@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..zimage_core.weights import WeightsError
 from .host.clip import load_clip
 from .host.files import choices, resolve
 from .host.model import DTYPES, load_patcher
+from .host.progress import show_text
 from .host.schema import known, schema
 from .host.vae import load_vae
 
@@ -63,6 +64,7 @@ class ZImageLoader(io.ComfyNode):
                 ),
                 io.Vae.Output(display_name="vae", tooltip="Turns latents into pictures and back."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -75,12 +77,15 @@ class ZImageLoader(io.ComfyNode):
                 ("transformer", "text_encoder", "autoencoder"), (transformer, text_encoder, vae), strict=True
             )
         ]
-        clip, width = load_clip(paths[1])
+        clip, encoder = load_clip(paths[1])
         model = load_patcher(str(paths[0]), weight_dtype)
-        needed = model.model.diffusion_model.config.cap_feat_dim
+        width, needed = encoder.config.hidden_size, model.model.diffusion_model.config.cap_feat_dim
         if width != needed:
             raise WeightsError(
                 f"{text_encoder} gives features {width} wide, {transformer} takes {needed}: "
                 "choose the text encoder that belongs to it (Qwen3-4B, 2560, for Z-Image)."
             )
-        return io.NodeOutput(model, clip, load_vae(paths[2]))
+        decoder, autoencoder = load_vae(paths[2])
+        found = "\n".join((model.model.summary, encoder.summary, autoencoder.summary))
+        show_text(cls.hidden.unique_id, found)
+        return io.NodeOutput(model, clip, decoder, ui=ui.PreviewText(found))

@@ -19,20 +19,18 @@ from .files import NANO
 NANO_TOKENIZER = NANO / "tokenizer"
 
 
-def load_clip(path: Path) -> tuple[Any, int]:
-    """CLIP and the width of its features. Raises WeightsError when the file is no Qwen3 or its vocabulary is
-    unknown.
-    """
+def load_clip(path: Path) -> tuple[Any, Checkpoint]:
+    """CLIP, and what its file holds. Raises WeightsError when the file is no Qwen3 that Z-Image was made for."""
     checkpoint = read_text_encoder(path)
-    if checkpoint.config.vocab_size == Qwen3Config().vocab_size and checkpoint.config == Qwen3Config():
-        return _load_qwen3_4b(path, checkpoint), checkpoint.config.hidden_size
+    if checkpoint.config == Qwen3Config():
+        return _load_qwen3_4b(path, checkpoint), checkpoint
     if path.parent != NANO:
         c = checkpoint.config
         raise WeightsError(
             f"{path.name} is a Qwen3 of {c.num_hidden_layers} layers, {c.hidden_size} wide; "
             "Z-Image needs Qwen3-4B: 36 layers, 2560 wide (qwen_3_4b.safetensors)."
         )
-    return _load_small(checkpoint), checkpoint.config.hidden_size
+    return _load_small(checkpoint), checkpoint
 
 
 def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:

@@ -75,6 +75,7 @@ def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = 
     if "assign" in inspect.signature(model.load_model_weights).parameters:
         options["assign"] = patcher.is_dynamic()
     model.load_model_weights(state, "", **options)
+    model.summary = checkpoint.summary
     patcher.cached_patcher_init = (load_patcher, (path, weight_dtype))
     return patcher
 

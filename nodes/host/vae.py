@@ -9,15 +9,15 @@ import comfy.sd
 import torch
 
 from ...zimage_core.config import AutoencoderConfig
-from ...zimage_core.weights import read_autoencoder
+from ...zimage_core.weights import Checkpoint, read_autoencoder
 
 
-def load_vae(path: Path) -> Any:
-    """Raises WeightsError when the file is no 16-channel Flux autoencoder."""
+def load_vae(path: Path) -> tuple[Any, Checkpoint]:
+    """VAE, and what its file holds. Raises WeightsError when the file is no 16-channel Flux autoencoder."""
     checkpoint = read_autoencoder(path)
     state, c = checkpoint.plain(), checkpoint.config
     if c == AutoencoderConfig():
-        return comfy.sd.VAE(sd=state)
+        return comfy.sd.VAE(sd=state), checkpoint
     moments, z = 2 * c.z_channels, c.z_channels
     first = next(iter(state.values()))
     state |= {  # the host's class for given sizes has these two; identities leave the rest as it is
@@ -40,4 +40,4 @@ def load_vae(path: Path) -> Any:
     }
     vae = comfy.sd.VAE(sd=state, config={"params": {"ddconfig": sizes, "embed_dim": z}})
     vae.latent_channels = z
-    return vae
+    return vae, checkpoint

@@ -56,6 +56,15 @@ class Checkpoint:
         companions = quantised.COMPANIONS
         return sum(v.numel() for k, v in self.tensors.items() if k.rpartition(".")[2] not in companions)
 
+    @property
+    def summary(self) -> str:
+        """One line for people: name, size, precision."""
+        millions = self.parameters / 1e6
+        size = f"{millions / 1e3:.2f} B" if millions >= 1e3 else f"{millions:.1f} M"
+        formats = sorted({spec["format"] for spec in self.formats.values()})
+        fp8 = f", {len(self.formats)} layers in {' and '.join(formats)}" if formats else ""
+        return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{fp8}"
+
     def plain(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """State dict without quantisation; dtype None keeps each tensor's own, fp8 becoming bfloat16."""
         tensors = quantised.dequantise_all(self.tensors, self.formats, dtype or torch.bfloat16)
