@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import comfy.model_management
-import torch
 from comfy_api.latest import io
 
 from ..zimage_core.config import LATENT_DOWNSCALE, SIZE_BUCKETS, SIZE_MULTIPLE, S3DiTConfig
+from .host.sampling import empty_latent
 from .host.schema import schema
 
 CUSTOM = "custom"
@@ -68,5 +67,4 @@ class ZImageLatent(io.ComfyNode):
         if swap:
             width, height = height, width
         shape = (batch_size, S3DiTConfig.in_channels, height // LATENT_DOWNSCALE, width // LATENT_DOWNSCALE)
-        samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
-        return io.NodeOutput({"samples": samples}, width, height)
+        return io.NodeOutput(empty_latent(shape), width, height)

@@ -20,7 +20,7 @@ NANO_TOKENIZER = NANO / "tokenizer"
 
 
 def load_clip(path: Path) -> tuple[Any, Checkpoint]:
-    """CLIP, and what its file holds. Raises WeightsError when the file is no Qwen3 that Z-Image was made for."""
+    """CLIP, and what its file holds. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
     checkpoint = read_text_encoder(path)
     if checkpoint.config == Qwen3Config():
         return _load_qwen3_4b(path, checkpoint), checkpoint

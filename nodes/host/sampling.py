@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+
+
+def empty_latent(shape: tuple[int, int, int, int]) -> dict:
+    """A LATENT of zeros where the host keeps latents between nodes."""
+    return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
 def sample_euler(model: Any, positive: Any, latent: dict, seed: int, sigmas: torch.Tensor) -> dict:

@@ -15,8 +15,8 @@ from zimage_core import S3DiTConfig
 from zimage_core.run_memo import RunMemo, TimestepMemo
 
 VIEWS = set(
-    "view t transpose permute expand unsqueeze squeeze slice split split_with_sizes unbind _unsafe_view select "
-    "alias detach view_as_complex view_as_real as_strided _reshape_alias lift_fresh".split()
+    "view t transpose permute expand unsqueeze squeeze slice split split_with_sizes unbind _unsafe_view "
+    "select alias detach view_as_complex view_as_real as_strided _reshape_alias lift_fresh".split()
 )
 MODEL = S3DiTConfig(dim=1152, n_layers=2, n_refiner_layers=1, n_heads=9, cap_feat_dim=320)
 

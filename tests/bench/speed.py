@@ -59,7 +59,8 @@ def native(model: S3DiT, device: str) -> nn.Module:
         n_heads=c.n_heads, n_kv_heads=c.n_kv_heads, ffn_dim_multiplier=8 / 3, norm_eps=c.norm_eps,
         qk_norm=True, cap_feat_dim=c.cap_feat_dim, axes_dims=list(c.axes_dims), axes_lens=[1536, 512, 512],
         rope_theta=c.rope_theta, z_image_modulation=True, time_scale=c.t_scale,
-        pad_tokens_multiple=c.pad_multiple, dtype=dtype, device="meta", operations=comfy.ops.disable_weight_init,
+        pad_tokens_multiple=c.pad_multiple, dtype=dtype, device="meta",
+        operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     peer.load_state_dict(model.state_dict(), strict=False, assign=True)
     if hasattr(peer, "norm_final"):  # a leftover that its forward does not use

@@ -32,7 +32,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_arrows_point_one_way() -> None:
-    """nodes -> nodes/host -> zimage_core; the host imports us under another name, so imports inside are relative."""
+    """nodes -> nodes/host -> zimage_core; imports are relative: the host imports us under another name."""
     for path in (ROOT / "zimage_core").rglob("*.py"):
         assert not imports(path) & (HOST_MODULES | {"zimage_core"}), path
     for path in (ROOT / "nodes").rglob("*.py"):
