@@ -55,17 +55,16 @@ def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = 
     """
     checkpoint = read_transformer(path)
     config = Config({"image_model": "lumina2", **dataclasses.asdict(checkpoint.config)})
-    if Path(path).parent == NANO:
+    built_in = Path(path).parent == NANO
+    if built_in:
         config.latent_format = NanoLatentFormat()
     dtype = DTYPES[weight_dtype]
-    state = (
-        _quantised_state(config, checkpoint) if checkpoint.formats and dtype is None else checkpoint.plain()
-    )
+    # a chosen type replaces the file's fp8, which saves nothing worth having in the small built-in model
+    quantised = bool(checkpoint.formats) and dtype is None and not built_in
+    state = _quantised_state(config, checkpoint) if quantised else checkpoint.plain()
 
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
-    _set_dtypes(
-        config, state, dtype, quantised=bool(checkpoint.formats) and dtype is None, load_device=load_device
-    )
+    _set_dtypes(config, state, dtype, quantised, load_device)
     model = config.get_model(state, "").to(offload_device)
     patcher_class = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:  # looked up now: the host rebinds it when dynamic VRAM starts
