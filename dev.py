@@ -251,7 +251,8 @@ def serve(options: argparse.Namespace, host: Path) -> int:
     kinds = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "loras")
     folders = "".join(f"  {kind}: {kind}\n" for kind in kinds)
     paths.write_text(f"host:\n  base_path: {json.dumps(str(host / 'models'))}\n{folders}", encoding="utf-8")
-    server = ComfyServer(host, base, "--extra-model-paths-config", str(paths), port=options.port)
+    own_models = ("--extra-model-paths-config", str(paths))
+    server = ComfyServer(host, base, *own_models, port=options.port, environment={})
     with server:
         print(f"{server.url}   models: {base / 'models'}   log: {server.log_path}   stop: Ctrl+C", flush=True)
         try:

@@ -93,13 +93,26 @@ def make_base(base: Path) -> Path:
 
 
 class ComfyServer:
-    def __init__(self, host: Path, base: Path, *options: str, port: int = 0, packs: tuple[str, ...] = ()):
-        """`packs` are further folders of base/custom_nodes to load beside this extension."""
+    def __init__(
+        self,
+        host: Path,
+        base: Path,
+        *options: str,
+        port: int = 0,
+        packs: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ):
+        """`packs` are further entries of base/custom_nodes to load beside this extension.
+
+        Without an environment of its own the server computes in one thread: nano is too small for more, and where
+        other programs want the cores, waiting for a second thread takes many times as long as the work.
+        """
         self.host, self.base, self.options = Path(host), make_base(Path(base)), options
         self.packs = (PACK_NAME, *packs)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = self.base / f"server-{self.port}.log"
+        self.environment = {"OMP_NUM_THREADS": "1"} if environment is None else environment
         self.process: subprocess.Popen | None = None
 
     def command(self) -> list[str]:
@@ -117,7 +130,7 @@ class ComfyServer:
         ]
 
     def start(self, seconds: float = 180.0) -> ComfyServer:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **self.environment}
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 self.command(), cwd=self.base, stdout=log, stderr=subprocess.STDOUT, env=environment

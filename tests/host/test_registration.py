@@ -102,7 +102,7 @@ def test_the_log_has_no_complaint(server):
     lines = [line for line in started.splitlines() if not any(known in line for known in HOST_LINES)]
     assert not [line for line in lines if re.search(r"warn|error|fail|deprecat", line, re.IGNORECASE)]
     ours = [line for line in lines if re.search("z.?image", line, re.IGNORECASE)]
-    assert all(re.fullmatch(rf"\s+\d+\.\d seconds: .*{PACK_NAME}", line) for line in ours), ours
+    assert all(re.search(rf" \d+\.\d seconds: .*{PACK_NAME}$", line) for line in ours), ours
 
 
 def test_import_is_quick_and_leaves_cuda_alone(host_path, tmp_path):

@@ -38,8 +38,8 @@ def test_ui_form_is_consistent(server, name):
         pack = "zimage" if node["type"].startswith("ZImage") else "comfy-core"
         assert node["properties"]["cnr_id"] == pack
         if node["type"] not in graphs.NOTES:
-            names = contracts[node["type"]]["output_name"]
-            assert [output["name"] for output in node["outputs"]] == list(names)
+            outputs = [output["name"] for output in node["outputs"]]
+            assert outputs == contracts[node["type"]]["output_name"][: len(outputs)]  # hosts append outputs
             order = contracts[node["type"]]["input_order"]
             declared = order.get("required", []) + order.get("optional", [])
             assert {socket["name"] for socket in node["inputs"]} <= set(declared)
