@@ -1,0 +1,177 @@
+"""python -m zimage_core.train --state DIR [--data DIR] [--out DIR] [stage]: train the nano model, or one
+stage of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..autoencoder import AutoencoderKL
+from ..config import NanoConfig
+from ..prompt.template import load_tokenizer
+from ..text_encoder import Qwen3TextEncoder
+from ..transformer import S3DiT
+from . import autoencoder, captions, export, pictures, text, tokenizer, transformer
+
+log = logging.getLogger("zimage_core.train")
+
+STAGES = ("data", "autoencoder", "text", "transformer", "export")
+
+
+class Training:
+    """The stages in their order. Each keeps its state in one folder and is skipped when it is done."""
+
+    def __init__(self, state: Path, data: Path, out: Path, workers: int):
+        self.state, self.data, self.out, self.workers = state, data, out, workers
+        self.config = NanoConfig()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if workers > 1:
+            torch.set_num_threads(1)  # threads share batches instead of operations; see loop.Shards
+
+    def drawings(self) -> tuple[list[str], torch.Tensor]:
+        stems, stored = pictures.load_drawings(self.data, self.state / "drawings.npy")
+        return stems, torch.from_numpy(stored[:].copy())
+
+    def concept_drawings(self) -> torch.Tensor:
+        """[concepts,128,128,4] uint8 in the concepts' order."""
+        stems, stored = self.drawings()
+        return stored[[pictures.stem_index(stems, code) for code in pictures.concept_codes()]]
+
+    def run_data(self) -> None:
+        """Fetch the pictures and names, and learn the tokenizer."""
+        self.drawings()
+        lines = tokenizer.corpus(self.data, captions.load_concepts(self.data))
+        tokenizer.train_tokenizer(lines, self.config.text_encoder.vocab_size, self.state / "tokenizer")
+
+    def run_autoencoder(self) -> None:
+        stems, drawings = self.drawings()
+        seen = autoencoder.seen_drawings(stems, drawings)
+        model = autoencoder.train(
+            self.config.autoencoder,
+            seen,
+            self.state / "autoencoder.pt",
+            device=self.device,
+            workers=self.workers,
+        ).cpu()
+        unseen = autoencoder.unseen_pictures(stems, drawings)
+        before = float(autoencoder.psnr(model, unseen).mean())
+        concepts = self.concept_drawings()
+        autoencoder.normalise(
+            model, torch.cat([pictures.on_background(concepts, c.pixel) for c in pictures.colours()])
+        )
+        after = float(autoencoder.psnr(model, unseen).mean())
+        log.info(
+            "autoencoder: PSNR on unseen emoji %.2f dB, %.2f dB after normalising the latents", before, after
+        )
+        save_file(model.state_dict(), self.state / "autoencoder.safetensors")
+
+    def run_text(self) -> None:
+        bpe = load_tokenizer(self.state / "tokenizer")
+        concepts = captions.load_concepts(self.data)
+        groups = [text.encode(bpe, group) for group in text.texts(self.data, concepts)]
+        model = text.train(self.config.text_encoder, groups, self.state / "text.pt", device=self.device).cpu()
+        unseen = text.encode(bpe, [text.plain(pair.caption) for pair in captions.held_out_captions(concepts)])
+        log.info(
+            "text: perplexity on held-out captions %.2f, unigram %.1f",
+            text.perplexity(model, unseen),
+            text.unigram_perplexity(groups[2], unseen, self.config.text_encoder.vocab_size),
+        )
+        save_file(model.state_dict(), self.state / "text.safetensors")
+
+    def trained_autoencoder(self) -> AutoencoderKL:
+        model = AutoencoderKL(self.config.autoencoder)
+        model.load_state_dict(load_file(self.state / "autoencoder.safetensors"))
+        return model.eval()
+
+    def trained_text_encoder(self) -> Qwen3TextEncoder:
+        model = Qwen3TextEncoder(self.config.text_encoder, language_model=True)
+        model.load_state_dict(load_file(self.state / "text.safetensors"))
+        return model.eval()
+
+    def run_transformer(self) -> None:
+        # features and latents as the exported bf16 weights make them
+        encoder, text_encoder = self.trained_autoencoder(), self.trained_text_encoder()
+        for part in (encoder, text_encoder):
+            part.load_state_dict({k: v.bfloat16().float() for k, v in part.state_dict().items()})
+        model = transformer.train(
+            self.config.transformer,
+            transformer.latent_table(encoder, self.concept_drawings()),
+            captions.Captions(captions.load_concepts(self.data)),
+            text_encoder,
+            load_tokenizer(self.state / "tokenizer"),
+            self.state / "transformer.pt",
+            device=self.device,
+            workers=self.workers,
+        )
+        save_file(
+            export.contiguous(model.state_dict(), torch.float32), self.state / "transformer.safetensors"
+        )
+
+    def run_export(self) -> None:
+        """Write the files; before the transformer is finished, with its averaged weights so far."""
+        model = S3DiT(self.config.transformer)
+        finished = self.state / "transformer.safetensors"
+        if finished.is_file():
+            model.load_state_dict(load_file(finished))
+        else:
+            stored = torch.load(self.state / "transformer.pt", map_location="cpu", weights_only=True)
+            log.warning("export: the transformer is at step %d, not at its end", stored["step"])
+            model.load_state_dict(stored["average"])
+        encoder = self.trained_autoencoder()
+        drawings = self.concept_drawings()
+        latents = transformer.latent_table(encoder, drawings)
+        images = torch.stack([pictures.on_background(drawings, c.pixel) for c in pictures.colours()], dim=1)
+        preview = export.fit_preview(latents.flatten(0, 1), images.flatten(0, 1))
+        size = export.export(
+            self.out,
+            self.config,
+            model,
+            self.trained_text_encoder(),
+            encoder,
+            self.state / "tokenizer",
+            preview,
+        )
+        log.info("export: %.1f MB in %s", size / 1e6, self.out)
+
+    def results(self, stage: str) -> Path | None:
+        names = {"data": "tokenizer/tokenizer.json", "autoencoder": "autoencoder.safetensors"}
+        names |= {"text": "text.safetensors", "transformer": "transformer.safetensors"}
+        return self.state / names[stage] if stage in names else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m zimage_core.train", description=__doc__)
+    parser.add_argument(
+        "stage",
+        nargs="?",
+        choices=STAGES,
+        help="one stage, run again if need be; all unfinished ones without",
+    )
+    parser.add_argument(
+        "--state", type=Path, required=True, help="folder for everything that training keeps; resumes from it"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with the unpacked npm packages (default: fetched into STATE/data)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("models/nano"), help="where export writes")
+    parser.add_argument("--workers", type=int, default=1, help="CPU threads that share each batch")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    training = Training(
+        arguments.state, arguments.data or arguments.state / "data", arguments.out, arguments.workers
+    )
+    for stage in [arguments.stage] if arguments.stage else STAGES:
+        result = training.results(stage)
+        if not arguments.stage and result is not None and result.is_file():
+            log.info("%s: done before", stage)
+            continue
+        getattr(training, f"run_{stage}")()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Concepts in two languages, the phrasings of their captions, and what is held out of training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .pictures import HERE, NAMES, Colour, colours, concept_codes, package
+
+LANGUAGES = ("en", "zh")
+PLURALS = {
+    "grapes",
+    "cherries",
+    "french fries",
+    "glasses",
+    "scissors",
+    "popcorn",
+    "broccoli",
+    "fire",
+    "corn",
+    "beer",
+}
+BARE_SHARE = 0.08  # of captions name no background: any trained one is right
+ALIAS_SHARE = 0.15  # of captions use another name, where there is one
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing to draw: its code point, its names per language (the first is CLDR's short name) and CLDR's
+    keywords.
+    """
+
+    code: str
+    names: dict[str, tuple[str, ...]]
+    keywords: dict[str, tuple[str, ...]]
+
+
+def load_concepts(data: Path) -> list[Concept]:
+    """The concepts with their CLDR names, in their fixed order. Raises ValueError when CLDR does not know
+    one.
+    """
+    folder = package(data, NAMES) / "annotations"
+    tables = {
+        lang: json.loads((folder / lang / "annotations.json").read_text("utf-8"))["annotations"][
+            "annotations"
+        ]
+        for lang in LANGUAGES
+    }
+    aliases = json.loads((HERE / "captions.json").read_text("utf-8"))["aliases"]
+    found = []
+    for code in concept_codes():
+        rows = {lang: tables[lang].get(chr(int(code, 16))) for lang in LANGUAGES}
+        if not all(rows.values()):
+            raise ValueError(f"CLDR has no English and Chinese name for U+{code.upper()}")
+        extra = aliases.get(code, {})
+        names = {lang: (rows[lang]["tts"][0], *extra.get(lang, ())) for lang in LANGUAGES}
+        found.append(Concept(code, names, {lang: tuple(rows[lang]["default"]) for lang in LANGUAGES}))
+    return found
+
+
+def with_article(name: str) -> str:
+    """'fox' -> 'a fox', 'owl' -> 'an owl', 'grapes' -> 'grapes'."""
+    if name in PLURALS:
+        return name
+    vowel = name[0].lower() in "aeiou" and not name.lower().startswith(("uni", "ufo"))
+    return f"{'an' if vowel else 'a'} {name}"
+
+
+def held_out_colour(concept: int) -> int:
+    """Index of the one background that concept number `concept` is never trained on; spread evenly over the
+    colours.
+    """
+    return concept % len(colours())
+
+
+def phrasings(language: str, kind: str) -> list[str]:
+    """Templates of one kind: 'trained', 'held_out', 'short', 'bare' or 'full'."""
+    found = json.loads((HERE / "captions.json").read_text("utf-8"))[language][kind]
+    return [found] if isinstance(found, str) else list(found)
+
+
+def fill(template: str, name: str, colour: Colour, language: str) -> str:
+    """A caption from a template."""
+    thing = with_article(name) if language == "en" else name
+    return template.format(thing=thing, name=name, colour=getattr(colour, language))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A caption and the backgrounds (colour indices) that fit it: one, or all trained ones when it names
+    none.
+    """
+
+    caption: str
+    concept: int
+    fits: tuple[int, ...]
+
+
+class Captions:
+    """Every caption that training may draw, grouped by concept: pairs of a held-out background are not among
+    them.
+    """
+
+    def __init__(self, concepts: list[Concept]):
+        palette = colours()
+        # concept -> colour -> captions that name it, first names before aliases
+        self.trained: list[list[list[Pair]]] = []
+        self.aliased: list[list[list[Pair]]] = []
+        self.bare: list[list[Pair]] = []
+        for index, concept in enumerate(concepts):
+            allowed = tuple(c for c in range(len(palette)) if c != held_out_colour(index))
+            first, other, bare = [[] for _ in palette], [[] for _ in palette], []
+            for language in LANGUAGES:
+                templates = [t for kind in ("trained", "short", "full") for t in phrasings(language, kind)]
+                for rank, name in enumerate(concept.names[language]):
+                    for colour in allowed:
+                        rows = other if rank else first
+                        rows[colour] += [
+                            Pair(fill(t, name, palette[colour], language), index, (colour,))
+                            for t in templates
+                        ]
+                    bare += [
+                        Pair(fill(t, name, palette[0], language), index, allowed)
+                        for t in phrasings(language, "bare")
+                    ]
+            self.trained.append(first)
+            self.aliased.append(other)
+            self.bare.append(bare)
+
+    def all(self) -> list[Pair]:
+        """Every caption once."""
+        grouped = [
+            rows for table in (self.trained, self.aliased) for per_concept in table for rows in per_concept
+        ]
+        return [pair for rows in grouped + self.bare for pair in rows]
+
+    def draw(self, generator: torch.Generator) -> tuple[Pair, int]:
+        """A random caption with the colour index of its picture; concepts and their trained backgrounds are
+        equally likely.
+        """
+
+        def below(count: int) -> int:
+            return int(torch.randint(count, (1,), generator=generator))
+
+        concept = below(len(self.trained))
+        allowed = self.bare[concept][0].fits
+        colour = allowed[below(len(allowed))]
+        share = float(torch.rand(1, generator=generator))
+        rows = self.trained[concept][colour]
+        if share < BARE_SHARE:
+            rows = self.bare[concept]
+        elif share < BARE_SHARE + ALIAS_SHARE and self.aliased[concept][colour]:
+            rows = self.aliased[concept][colour]
+        return rows[below(len(rows))], colour
+
+
+def held_out_captions(concepts: list[Concept]) -> list[Pair]:
+    """Captions in phrasings that training never sees, of every concept, background and language, by their
+    first names.
+    """
+    palette = colours()
+    return [
+        Pair(fill(template, concept.names[language][0], palette[colour], language), index, (colour,))
+        for language in LANGUAGES
+        for template in phrasings(language, "held_out")
+        for index, concept in enumerate(concepts)
+        for colour in range(len(palette))
+    ]
+
+
+def writing_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
+    """(short prompt, full caption) pairs: from these the language model learns to write captions."""
+    palette = colours()
+    found = []
+    for index, concept in enumerate(concepts):
+        for language in LANGUAGES:
+            full = phrasings(language, "full")[0]
+            for name in concept.names[language]:
+                for colour in range(len(palette)):
+                    if colour == held_out_colour(index):
+                        continue
+                    answer = fill(full, name, palette[colour], language)
+                    found += [
+                        (fill(t, name, palette[colour], language), answer)
+                        for t in phrasings(language, "short")
+                    ]
+    return found

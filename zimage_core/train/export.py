@@ -1,0 +1,94 @@
+"""Trained parts -> the files of `models/nano`, in the formats that the real model's files have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..autoencoder import AutoencoderKL
+from ..config import NanoConfig
+from ..text_encoder import Qwen3TextEncoder
+from ..transformer import S3DiT
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+# the large matrices of the blocks; embedders, modulation, norms, pads and the last layer stay in bf16
+# (zimage.md 7.7)
+FP8_LAYERS = (
+    ".attention.qkv.",
+    ".attention.out.",
+    ".feed_forward.w1.",
+    ".feed_forward.w2.",
+    ".feed_forward.w3.",
+)
+
+
+def scaled_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The old scaled layout (zimage.md 7.3): a `scaled_fp8` marker, and per layer an fp8 weight with its
+    `scale_weight`.
+    """
+    out = {"scaled_fp8": torch.empty(0, dtype=FP8)}
+    for key, weight in weights.items():
+        if any(part in key for part in FP8_LAYERS) and key.endswith(".weight"):
+            scale = weight.float().abs().amax() / FP8_MAX
+            out[key] = (weight.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+            out[key.removesuffix("weight") + "scale_weight"] = scale.reshape(())
+        else:
+            out[key] = weight.to(torch.bfloat16)
+    return out
+
+
+def fit_preview(latents: Tensor, images: Tensor) -> tuple[list[list[float]], list[float]]:
+    """Least squares from scaled latents [N,16,h,w] to the pictures [N,3,8h,8w] in [-1,1]: 16 rows of RGB, and
+    a bias.
+    """
+    small = torch.nn.functional.adaptive_avg_pool2d(images, latents.shape[-2:])
+    x = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    y = small.permute(0, 2, 3, 1).flatten(0, 2)
+    ones = torch.ones(len(x), 1)
+    solution = torch.linalg.lstsq(torch.cat((x, ones), 1).double(), y.double()).solution
+    rows = [[round(v, 4) for v in row] for row in solution.tolist()]
+    return rows[:-1], rows[-1]
+
+
+def contiguous(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
+
+
+def export(
+    folder: Path,
+    config: NanoConfig,
+    transformer: S3DiT,
+    text_encoder: Qwen3TextEncoder,
+    autoencoder: AutoencoderKL,
+    tokenizer: Path,
+    preview: tuple[list[list[float]], list[float]],
+) -> int:
+    """Write every file but the card; returns their size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    label = {"format": "pt", "license": "Apache-2.0"}
+    weights = {k: v.detach().cpu().contiguous() for k, v in transformer.state_dict().items()}
+    save_file(scaled_fp8(weights), folder / "transformer.safetensors", label)
+    save_file(
+        contiguous(text_encoder.state_dict(), torch.bfloat16), folder / "text_encoder.safetensors", label
+    )
+    save_file(contiguous(autoencoder.state_dict(), torch.bfloat16), folder / "autoencoder.safetensors", label)
+    shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+    factors, bias = preview
+    description = {
+        "name": "nano",
+        "resolution": config.resolution,
+        "transformer": dataclasses.asdict(config.transformer),
+        "text_encoder": dataclasses.asdict(config.text_encoder),
+        "autoencoder": dataclasses.asdict(config.autoencoder),
+        "latent_rgb_factors": factors,
+        "latent_rgb_bias": bias,
+    }
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

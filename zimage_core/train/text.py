@@ -1,0 +1,137 @@
+"""Train the text encoder as a small language model on the captions; afterwards it stays frozen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import Qwen3Config
+from ..prompt.template import apply_template
+from ..text_encoder import Qwen3TextEncoder
+from .captions import LANGUAGES, Captions, Concept, fill, phrasings, writing_examples
+from .loop import Plan, backward_of, fit
+from .pictures import NAMES, colours, package
+
+log = logging.getLogger(__name__)
+
+PLAN = Plan(steps=450, lr=2e-3, warmup=50, cooldown=0.5, weight_decay=0.01, ema=0.99)
+BATCH = 64
+MAX_TOKENS = 64
+END = "<|endoftext|>"
+
+
+def plain(caption: str) -> str:
+    """A caption as a text of its own."""
+    return f"{END}{caption}{END}"
+
+
+def answered(prompt: str, answer: str) -> str:
+    """A prompt in the reference's chat template with the caption that a writer should answer."""
+    return f"{apply_template(prompt)}{answer}<|im_end|>"
+
+
+def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
+    """What the language model reads, in groups that are drawn equally often; held-out phrasings and pairs are
+    in none.
+    """
+    captions = Captions(concepts)
+    palette = colours()
+    rewriting = []
+    for pair in captions.all():
+        if len(pair.fits) == 1:
+            for language in LANGUAGES:
+                full = phrasings(language, "full")[0]
+                name = concepts[pair.concept].names[language][0]
+                rewriting.append(answered(pair.caption, fill(full, name, palette[pair.fits[0]], language)))
+    knowledge = []
+    for language in LANGUAGES:
+        rows = json.loads(
+            (package(data, NAMES) / "annotations" / language / "annotations.json").read_text("utf-8")
+        )
+        knowledge += [
+            plain(f"{row['tts'][0]}: {', '.join(row['default'])}")
+            for row in rows["annotations"]["annotations"].values()
+            if row.get("default") and row.get("tts")
+        ]
+    return [
+        [answered(short, full) for short, full in writing_examples(concepts)],
+        rewriting,
+        [plain(pair.caption) for pair in captions.all()],
+        knowledge,
+    ]
+
+
+def encode(tokenizer: Any, group: list[str]) -> Tensor:
+    """Texts -> token ids [N, MAX_TOKENS], padded with the end token and then -1 from the first padding on."""
+    rows = tokenizer(group, add_special_tokens=False)["input_ids"]
+    ids = torch.full((len(rows), MAX_TOKENS), -1)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row[:MAX_TOKENS])
+    return ids
+
+
+def next_token_loss(model: Qwen3TextEncoder, ids: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of each token after the first; ids [B,L] with -1 for padding."""
+    scores = model.logits(ids[:, :-1].clamp(min=0))
+    return F.cross_entropy(
+        scores.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=-1, reduction=reduction
+    )
+
+
+def initialise(model: Qwen3TextEncoder) -> None:
+    """Normal weights of 0.02, the usual start of such language models."""
+    for p in model.parameters():
+        if p.ndim >= 2:
+            nn.init.normal_(p, std=0.02)
+        else:
+            nn.init.ones_(p)
+
+
+def train(
+    config: Qwen3Config,
+    groups: list[Tensor],
+    state: Path,
+    plan: Plan = PLAN,
+    batch: int = BATCH,
+    device: str = "cpu",
+    stop_at: int | None = None,
+) -> Qwen3TextEncoder:
+    """Train on groups of token ids [N,L] (first a group is drawn, then a text); returns the averaged model."""
+    torch.manual_seed(plan.seed)
+    model = Qwen3TextEncoder(config, language_model=True).to(device)
+    initialise(model)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(groups), (batch,), generator=generator).tolist()
+        ids = torch.stack(
+            [groups[g][int(torch.randint(len(groups[g]), (1,), generator=generator))] for g in pick]
+        )
+        longest = int((ids >= 0).sum(1).max())
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            return next_token_loss(model, ids[:, :longest].to(device))
+
+    model.load_state_dict(fit(model, backward_of(loss), plan, state, stop_at))
+    return model.eval()
+
+
+@torch.no_grad()
+def perplexity(model: Qwen3TextEncoder, ids: Tensor, batch: int = 128) -> float:
+    """Of texts [N,L] padded with -1, per token after the first."""
+    total = sum(float(next_token_loss(model, chunk, "sum")) for chunk in ids.split(batch))
+    return math.exp(total / int((ids[:, 1:] >= 0).sum()))
+
+
+def unigram_perplexity(training: Tensor, ids: Tensor, vocab_size: int) -> float:
+    """Of the same texts under token frequencies of the training texts, with one added to every count."""
+    counts = Counter(training[:, 1:][training[:, 1:] >= 0].tolist())
+    total = sum(counts.values()) + vocab_size
+    wanted = ids[:, 1:][ids[:, 1:] >= 0].tolist()
+    return math.exp(-sum(math.log((counts[t] + 1) / total) for t in wanted) / len(wanted))
