@@ -104,8 +104,8 @@ class ComfyServer:
     ):
         """`packs` are further entries of base/custom_nodes to load beside this extension.
 
-        Without an environment of its own the server computes in one thread: nano is too small for more, and where
-        other programs want the cores, waiting for a second thread takes many times as long as the work.
+        Without an environment of its own the server computes in one thread: nano is too small for more, and
+        where other programs want the cores, waiting for a second thread takes many times as long as the work.
         """
         self.host, self.base, self.options = Path(host), make_base(Path(base)), options
         self.packs = (PACK_NAME, *packs)
