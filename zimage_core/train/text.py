@@ -104,7 +104,7 @@ def train(
     device: str = "cpu",
     stop_at: int | None = None,
 ) -> Qwen3TextEncoder:
-    """Train on groups of token ids [N,L] (first a group is drawn, then a text); returns the averaged model."""
+    """Train on groups of token ids [N,L] (first a group is drawn, then a text); averaged model."""
     torch.manual_seed(plan.seed)
     model = Qwen3TextEncoder(config, language_model=True).to(device)
     initialise(model)
