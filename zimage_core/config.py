@@ -101,16 +101,16 @@ class NanoConfig:
     )
     text_encoder: Qwen3Config = field(
         default_factory=lambda: Qwen3Config(
-            vocab_size=4096,
+            vocab_size=2048,
             hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=5,
+            intermediate_size=512,
+            num_hidden_layers=4,
             num_attention_heads=2,
             num_key_value_heads=1,
         )
     )
     autoencoder: AutoencoderConfig = field(
-        default_factory=lambda: AutoencoderConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
+        default_factory=lambda: AutoencoderConfig(ch=64, ch_mult=(1, 1, 2, 2), num_res_blocks=1)
     )
     resolution: int = 128  # pixels, square
 
