@@ -61,7 +61,10 @@ def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = 
     dtype = DTYPES[weight_dtype]
     # a chosen type replaces the file's fp8, which saves nothing worth having in the small built-in model
     quantised = bool(checkpoint.formats) and dtype is None and not built_in
-    state = _quantised_state(config, checkpoint) if quantised else checkpoint.plain()
+    if quantised:
+        state = _quantised_state(config, checkpoint)
+    else:  # fp8 without scales stays as it is: the host casts it at each use
+        state = checkpoint.plain() if checkpoint.formats else dict(checkpoint.tensors)
 
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     _set_dtypes(config, state, dtype, quantised, load_device)

@@ -167,6 +167,15 @@ def test_fp8_files(layout, model: S3DiT, tmp_path: Path) -> None:
     assert torch.isfinite(load_transformer(path)(x.bfloat16(), sigma, caption.bfloat16())).all()
 
 
+def test_fp8_without_scales(model: S3DiT, tmp_path: Path) -> None:
+    """Everything cast to fp8, as some published files are: computed in bfloat16 from those values."""
+    state = {k: v.to(torch.float8_e4m3fn) for k, v in model.state_dict().items()}
+    save_file(state, tmp_path / "fp8.safetensors")
+    loaded = load_transformer(tmp_path / "fp8.safetensors")
+    assert loaded.dtype == torch.bfloat16
+    assert all(torch.equal(v, state[k].bfloat16()) for k, v in loaded.state_dict().items())
+
+
 def test_reading_maps_the_file(model: S3DiT, tmp_path: Path) -> None:
     """Nothing is copied: the process has the file mapped, and its tensors point into that mapping."""
     path = tmp_path / "file.safetensors"

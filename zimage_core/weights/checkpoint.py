@@ -43,13 +43,15 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that holds most of the parameters that are not quantised."""
+        """The type that holds most of the parameters that are not fp8; bfloat16 when all are."""
         sizes: Counter = Counter()
         for key, value in self.tensors.items():
-            layer, _, suffix = key.rpartition(".")
-            if layer not in self.formats and suffix not in quantised.COMPANIONS and value.is_floating_point():
+            if (
+                value.dtype not in quantised.FP8.values()
+                and key.rpartition(".")[2] not in quantised.COMPANIONS
+            ):
                 sizes[value.dtype] += value.numel()
-        return sizes.most_common(1)[0][0] if sizes else torch.float32
+        return sizes.most_common(1)[0][0] if sizes else torch.bfloat16
 
     @property
     def parameters(self) -> int:
