@@ -143,7 +143,8 @@ def on_background(drawings: Tensor, background: Tensor) -> Tensor:
     """
     rgba = drawings.permute(0, 3, 1, 2).float() / 255
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
-    return (rgb + (1 - alpha) * (background + 1) / 2) * 2 - 1
+    over = rgb + (1 - alpha) * (background + 1) / 2  # resizing lets a colour exceed its alpha a little
+    return over.clamp(0, 1) * 2 - 1
 
 
 def stem_index(stems: list[str], code: str) -> int:

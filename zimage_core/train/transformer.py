@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 PLAN = Plan(steps=1500, lr=2e-3, warmup=60, cooldown=0.5, ema=0.995, muon=True)
 BATCH = 64
 UNIFORM_SHARE = 0.1  # of times are uniform, so that no part of the path is left untrained
-# every so many steps, captions of more than 32 tokens, which put the picture at another position
+# ... and this share is almost pure noise. Plain backgrounds show through noise at once (many equal latents
+# average it out), so only there does the caption matter, and there the first of the 8 steps decides what is
+# drawn
+NOISE_SHARE, NOISE_SPAN = 0.25, 0.05
 LONG_EVERY = 16
 BUCKET = 32  # tokens
 
@@ -44,11 +47,13 @@ def latent_table(autoencoder: AutoencoderKL, drawings: Tensor) -> Tensor:
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """Times of a batch [count]: logit-normal, shifted like the sampling grid, with a few uniform ones."""
+    """Times of a batch [count]: logit-normal, shifted like the sampling grid; some uniform, some near 1."""
     u = torch.sigmoid(torch.randn(count, generator=generator))
     shifted = SHIFT * u / (1 + (SHIFT - 1) * u)
     uniform = torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < UNIFORM_SHARE, uniform, shifted)
+    noise = 1 - NOISE_SPAN * torch.rand(count, generator=generator) ** 2
+    kind = torch.rand(count, generator=generator)
+    return torch.where(kind < UNIFORM_SHARE, uniform, torch.where(kind > 1 - NOISE_SHARE, noise, shifted))
 
 
 def draw_batch(
