@@ -138,7 +138,7 @@ def contact_sheet(
 
 def picture_rows(data: Path, sheet: Path) -> list[dict]:
     concepts = load_concepts(data)
-    stems, drawings = pictures.load_drawings(data, CACHE / "drawings.npy")
+    stems, drawings = pictures.load_drawings(data, CACHE / f"drawings-{pictures.DRAWING}.npy")
     drawings = torch.from_numpy(drawings[:].copy())
     concept_drawings = drawings[[pictures.stem_index(stems, c.code) for c in concepts]]
     pipe = ZImagePipeline.from_files(

@@ -34,7 +34,7 @@ class Training:
             torch.set_num_threads(1)  # threads share batches instead of operations; see loop.Shards
 
     def drawings(self) -> tuple[list[str], torch.Tensor]:
-        stems, stored = pictures.load_drawings(self.data, self.state / "drawings.npy")
+        stems, stored = pictures.load_drawings(self.data, self.state / f"drawings-{pictures.DRAWING}.npy")
         return stems, torch.from_numpy(stored[:].copy())
 
     def concept_drawings(self) -> torch.Tensor:
