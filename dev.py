@@ -175,7 +175,8 @@ def demo(options: argparse.Namespace, host: Path) -> int:
             if not result.ok:
                 for error in result.errors:
                     say(f"{error['class_type']} (node {error['node']}): {error['message'].strip()}")
-                say(f"The end of ComfyUI's log:\n{server.log_tail()}")
+                if not result.errors:
+                    say(f"The graph did not run. ComfyUI's log ends:\n{server.log_tail()}")
                 return 1
             picture = next(output["images"][0] for output in result.outputs.values() if output.get("images"))
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ class ComfyServer:
         Without an environment of its own the server computes in one thread: nano is too small for more, and
         where other programs want the cores, waiting for a second thread takes many times as long as the work.
         """
-        self.host, self.base, self.options = Path(host), make_base(Path(base)), options
+        self.host, self.base, self.options = Path(host).resolve(), make_base(Path(base)), options
         self.packs = (PACK_NAME, *packs)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
