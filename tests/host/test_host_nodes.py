@@ -104,7 +104,16 @@ def test_our_sigmas_drive_a_custom_sampler(server, turbo):
     assert difference(ours, picture(server, server.run(graph))) <= ROUNDING
 
 
-@pytest.mark.parametrize("file, dtype", [("good", "fp32"), ("good_bf16", "auto"), ("good", "fp8_e4m3fn")])
+FILES = [
+    ("good", "fp32"),
+    ("good_bf16", "auto"),
+    ("good", "fp8_e4m3fn"),
+    ("good_scaled_fp8", "auto"),
+    ("good_comfy_quant", "auto"),
+]
+
+
+@pytest.mark.parametrize("file, dtype", FILES)
 def test_loras_of_both_spellings_act_alike(server, turbo, file, dtype):
     graph = changed(turbo, ZImageLoader__transformer=f"{file}.safetensors", ZImageLoader__weight_dtype=dtype)
 

@@ -64,6 +64,20 @@ def loras() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return split, fused
 
 
+def fp8(state: dict[str, Tensor], scale: str, mark: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The blocks' linears in fp8, each with its scale under `<layer>.<scale>` and `mark`; the rest in bf16."""
+    out = {}
+    for key, weight in state.items():
+        layer = key.removesuffix(".weight")
+        if weight.ndim == 2 and (".attention." in key or ".feed_forward." in key):
+            factor = weight.abs().max() / 448
+            out |= {key: (weight / factor).to(torch.float8_e4m3fn), f"{layer}.{scale}": factor}
+            out |= {f"{layer}.{name}": value.clone() for name, value in mark.items()}
+        else:
+            out[key] = weight.bfloat16()
+    return out
+
+
 def unet_of_another_family() -> dict[str, Tensor]:
     prefix = "model.diffusion_model"
     return {
@@ -80,6 +94,11 @@ def write_all(models: Path) -> None:
     good = transformer()
     save_file(good, folder / "good.safetensors")
     save_file({k: v.bfloat16() for k, v in good.items()}, folder / "good_bf16.safetensors")
+
+    scaled = fp8(good, "scale_weight", {}) | {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    save_file(scaled, folder / "good_scaled_fp8.safetensors")
+    mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    save_file(fp8(good, "weight_scale", {"comfy_quant": mark}), folder / "good_comfy_quant.safetensors")
 
     (folder / "text.safetensors").write_text("<html>404: this is a web page, not a model</html>\n" * 40)
     torch.save(good, folder / "pickle.safetensors")
