@@ -25,7 +25,7 @@ from .pictures import colours, on_background
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=1500, lr=2e-3, warmup=60, cooldown=0.5, ema=0.995, muon=True)
+PLAN = Plan(steps=1830, lr=2e-3, warmup=60, cooldown=0.5, ema=0.99, muon=True)
 BATCH = 64
 UNIFORM_SHARE = 0.1  # of times are uniform, so that no part of the path is left untrained
 # ... and this share is almost pure noise. Plain backgrounds show through noise at once (many equal latents
