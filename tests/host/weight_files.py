@@ -65,7 +65,7 @@ def loras() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def fp8(state: dict[str, Tensor], scale: str, mark: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The blocks' linears in fp8, each with its scale under `<layer>.<scale>` and `mark`; the rest in bf16."""
+    """The blocks in fp8, with a scale `<layer>.<scale>` and `mark` beside each linear; the rest in bf16."""
     out = {}
     for key, weight in state.items():
         layer = key.removesuffix(".weight")
