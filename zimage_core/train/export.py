@@ -15,9 +15,8 @@ from ..autoencoder import AutoencoderKL
 from ..config import NanoConfig
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
+from ..weights.quantised import quantise_fp8
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
 # the large matrices of the blocks; embedders, modulation, norms, pads and the last layer stay in bf16
 # (zimage.md 7.7)
 FP8_LAYERS = (
@@ -33,12 +32,10 @@ def scaled_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The old scaled layout (zimage.md 7.3): a `scaled_fp8` marker, and per layer an fp8 weight with its
     `scale_weight`.
     """
-    out = {"scaled_fp8": torch.empty(0, dtype=FP8)}
+    out = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
     for key, weight in weights.items():
         if any(part in key for part in FP8_LAYERS) and key.endswith(".weight"):
-            scale = weight.float().abs().amax() / FP8_MAX
-            out[key] = (weight.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
-            out[key.removesuffix("weight") + "scale_weight"] = scale.reshape(())
+            out[key], out[key.removesuffix("weight") + "scale_weight"] = quantise_fp8(weight)
         else:
             out[key] = weight.to(torch.bfloat16)
     return out
