@@ -16,8 +16,8 @@ class ZImageTextEncode(io.ComfyNode):
             node_id="ZImageTextEncode",
             display_name="Z-Image Text Encode",
             category="Z-Image/conditioning",
-            description="Encodes a prompt as Z-Image expects it and says how many tokens it has. Nothing "
-            "is cut off.",
+            description="Encodes a prompt as Z-Image expects it and says how many tokens it has. Nothing is "
+            "cut off.",
             search_aliases=["prompt", "clip text encode", "z-image prompt"],
             inputs=[
                 io.Clip.Input(
@@ -30,8 +30,8 @@ class ZImageTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="The prompt, English or Chinese. Long, concrete descriptions work best; text to "
-                    "be written in the "
-                    "picture goes into double quotes. Weights like (word:1.2) have no effect on Z-Image.",
+                    "be written in the picture goes into double quotes. Weights like (word:1.2) have no "
+                    "effect on Z-Image.",
                 ),
             ],
             outputs=[

@@ -35,8 +35,8 @@ class ZImageLatent(io.ComfyNode):
                 io.Combo.Input(
                     "size",
                     options=[*SIZE_BUCKETS, CUSTOM],
-                    tooltip="Width x height in pixels, from the official list. 128x128 is for the "
-                    "built-in nano model.",
+                    tooltip="Width x height in pixels, from the official list. 128x128 is for the built-in "
+                    "nano model.",
                 ),
                 side("width"),
                 side("height"),

@@ -21,16 +21,14 @@ class ZImageLoader(io.ComfyNode):
             display_name="Z-Image Loader",
             category="Z-Image/loaders",
             description="Loads Z-Image from any file people have: ComfyUI single files, diffusers folders, "
-            "fp8. "
-            "'built-in: nano' is a small model that comes with the extension.",
+            "fp8. 'built-in: nano' is a small model that comes with the extension.",
             search_aliases=["zimage", "z-image", "zit", "load z-image"],
             inputs=[
                 io.Combo.Input(
                     "transformer",
                     options=choices("transformer"),
-                    tooltip="The Z-Image transformer, from models/diffusion_models: bf16, fp16, fp32 or fp8, "
-                    "ComfyUI or "
-                    "diffusers names. Entries that end in / are diffusers folders.",
+                    tooltip="The Z-Image transformer, from models/diffusion_models: bf16, fp16, fp32 or "
+                    "fp8, ComfyUI or diffusers names. Entries that end in / are diffusers folders.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
@@ -50,8 +48,8 @@ class ZImageLoader(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="How the transformer's weights are kept in memory. auto keeps the file's type "
-                    "where the card "
-                    "can use it; fp8_e4m3fn halves the memory and loses detail; fp32 is for tests.",
+                    "where the card can use it; fp8_e4m3fn halves the memory and loses detail; fp32 is for "
+                    "tests.",
                 ),
             ],
             outputs=[

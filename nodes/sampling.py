@@ -18,8 +18,8 @@ def grid_inputs() -> list:
             default=TURBO_STEPS,
             min=1,
             max=1000,
-            tooltip="Model calls. Turbo was distilled for 8; 4 to 6 give drafts, more than 9 gain "
-            "little. Base needs 28 to 50.",
+            tooltip="Model calls. Turbo was distilled for 8; 4 to 6 give drafts, more than 9 gain little. "
+            "Base needs 28 to 50.",
         ),
         known(
             io.Float.Input,
@@ -29,8 +29,8 @@ def grid_inputs() -> list:
             max=100.0,
             step=0.01,
             advanced=True,
-            tooltip="Moves steps towards noise (higher: layout) or detail (lower). 3 is the official "
-            "value for every size.",
+            tooltip="Moves steps towards noise (higher: layout) or detail (lower). 3 is the official value "
+            "for every size.",
         ),
         io.Float.Input(
             "denoise",
@@ -39,8 +39,7 @@ def grid_inputs() -> list:
             max=1.0,
             step=0.01,
             tooltip="1 starts from pure noise. Below 1 keeps some of the given latent, for image to image: "
-            "0.6 changes a lot, "
-            "0.3 little. The steps are spread over what remains.",
+            "0.6 changes a lot, 0.3 little. The steps are spread over what remains.",
         ),
     ]
 
