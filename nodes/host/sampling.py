@@ -41,7 +41,6 @@ def sample_euler(model: Any, positive: Any, latent: dict, seed: int, sigmas: tor
     if not torch.isfinite(samples).all():
         raise ValueError(
             "sampling gave values that are not finite (NaN or infinity). The weights hold such values or "
-            "overflow in this "
-            "precision: check the file, or load it with weight_dtype bf16 or fp32."
+            "overflow in this precision: check the file, or load it with weight_dtype bf16 or fp32."
         )
     return {**latent, "samples": samples}

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def networks() -> dict[str, float]:
     return found
 
 
-def runs() -> dict[str, float]:
+def runs() -> tuple[dict[str, float], dict[str, int]]:
     """Whole runs of the host's sampler at dim 3840, its own MODEL against ours, one bf16 file in fp32."""
     config = S3DiTConfig(n_layers=1)
     path = SCRATCH / "wide.safetensors"
@@ -100,9 +101,13 @@ def runs() -> dict[str, float]:
         "ours": lambda: extension_module("nodes.host.model").load_patcher(str(path), "fp32"),
         "native": lambda: comfy.sd.load_diffusion_model(str(path), {"dtype": torch.float32}),
     }
-    made = {}
+    made, counts = {}, Counter()
     for name, make in makers.items():
         model = make()
+        if name == "ours":
+            network = model.model.diffusion_model
+            for part in (network.context_refiner[0], network.t_embedder):
+                part.register_forward_hook(lambda module, *_: counts.update([type(module).__name__]))
         options = {"disable_pbar": True, "seed": SEED}
         made[name] = [
             comfy.sample.sample(
@@ -112,7 +117,8 @@ def runs() -> dict[str, float]:
         ]
         del model
     pairs = zip(("8 steps", "2 steps, cfg 3"), made["ours"], made["native"], strict=True)
-    return {label: relative(ours, theirs) for label, ours, theirs in pairs}
+    return {label: relative(ours, theirs) for label, ours, theirs in pairs}, dict(counts)
 
 
-sys.stdout.write(json.dumps({"networks": networks(), "runs": runs()}) + "\n")
+distances, counts = runs()
+sys.stdout.write(json.dumps({"networks": networks(), "runs": distances, "counts": counts}) + "\n")

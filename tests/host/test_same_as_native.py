@@ -29,6 +29,11 @@ def test_networks(distances: dict) -> None:
     assert all(distance <= 1e-5 for distance in distances["networks"].values()), distances
 
 
+def test_a_run_computes_once_what_it_repeats(distances: dict) -> None:
+    """Through the host's sampler: 8 steps with one caption, then 2 guided steps with two captions."""
+    assert distances["counts"] == {"Block": 1 + 2, "TimestepEmbedder": 8 + 2}
+
+
 def test_whole_runs(distances: dict) -> None:
     """Eight steps of the host's sampler at dim 3840, and a guided run with captions of two lengths."""
     assert len(distances["runs"]) == 2

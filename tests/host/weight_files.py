@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
+from tests.core.random_models import random_s3dit, randomise
+from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiTConfig
 from zimage_core.config import NanoConfig
 
 # As wide as nano's text encoder, so that the two fit; otherwise a model of its own.
@@ -32,20 +33,8 @@ WIDE_TEXT_ENCODER = Qwen3Config(
 LORA_RANK = 4
 
 
-def random_state(module: torch.nn.Module, seed: int) -> dict[str, Tensor]:
-    """Weights at which a model of any width gives finite, lively numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, value in module.state_dict().items():
-        if value.ndim > 1:
-            state[name] = torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
-        else:
-            state[name] = torch.full(value.shape, 0.0 if name.endswith("bias") else 1.0)
-    return state
-
-
 def transformer() -> dict[str, Tensor]:
-    return random_state(S3DiT(TRANSFORMER), seed=1)
+    return random_s3dit(TRANSFORMER, seed=1).state_dict()
 
 
 def loras() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -120,7 +109,7 @@ def write_all(models: Path) -> None:
     save_file(split, folder / "lora.safetensors")
 
     save_file(
-        random_state(Qwen3TextEncoder(WIDE_TEXT_ENCODER, language_model=True), seed=3),
+        randomise(Qwen3TextEncoder(WIDE_TEXT_ENCODER, language_model=True), seed=3).state_dict(),
         models / "text_encoders" / "wide_2304.safetensors",
     )
     (models / "vae" / "text.safetensors").write_text("not a model\n")
