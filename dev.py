@@ -1,7 +1,7 @@
 """One command for everything a developer does here; it sets up what it needs on the first call.
 
   python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]  a picture from a real ComfyUI; last line: path
-  python dev.py test [pytest arguments] [--web]               the tests; --web: the browser tests instead
+  python dev.py test [pytest arguments]                       the tests; --web or --install: that set instead
   python dev.py bench NAME [--json FILE]                      measured facts; parity nano speed counts memory
   python dev.py host [--port N]                               a ComfyUI with this extension, for a person
 
@@ -33,6 +33,11 @@ HOST_NAME = "ComfyUI-0.3.75"
 CPU_TORCH, CPU_TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 BENCHES = ("parity", "nano", "speed", "counts", "memory")
+# Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
+SETS = {
+    "web": "the tests in a browser instead",
+    "install": "the tests with ComfyUI Manager and comfy-cli instead",
+}
 DEMO_WORKFLOW = "z_image_turbo_text_to_image"
 
 
@@ -100,11 +105,12 @@ def host_requirements(host: Path) -> list[str]:
     return [line for line in lines if line and re.split(r"[<>=~! \[;]", line)[0] not in TORCH_FAMILY]
 
 
-def install(python: Path, environment: Path, host: Path) -> None:
+def install(python: Path, environment: Path, host: Path, sets: list[str]) -> None:
     """Bring an environment to what the host and the tests need; quick when it is there already."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
     pip = [python, "-m", "pip", "install", "--quiet"]
     if shutil.which("nvidia-smi"):
         steps = [("torch for the GPU", [*pip, *TORCH_FAMILY])]
@@ -114,18 +120,19 @@ def install(python: Path, environment: Path, host: Path) -> None:
             ("torchvision", [*pip, "--no-deps", CPU_TORCHVISION]),
         ]
     steps.append(("what ComfyUI needs", [*pip, *host_requirements(host)]))
-    steps.append(("what the tests need", [*pip, *project["optional-dependencies"]["dev"]]))
-    packages = [command[len(pip) :] for _, command in steps]
-    wanted = hashlib.sha256(json.dumps(packages).encode()).hexdigest()
-    stamp = environment / "zimage-setup"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
+    steps.append(("what the tests need", [*pip, *extras["dev"]]))
+    steps += [(f"what test --{name} needs", [*pip, *extras[f"{name}-test"]]) for name in sets]
+    stamp = environment / "zimage-setup"  # a line per step that was done
+    done = stamp.read_text().splitlines() if stamp.exists() else []
     for title, command in steps:
-        stage(title, command)
-    stamp.write_text(wanted)
+        line = " ".join(command[len(pip) :])
+        if line not in done:
+            stage(title, command)
+            done.append(line)
+            stamp.write_text("\n".join(done))
 
 
-def set_up(chosen: str | None) -> tuple[Path, Path]:
+def set_up(chosen: str | None, sets: list[str]) -> tuple[Path, Path]:
     """(python, host), ready. Another ComfyUI has its own requirements, so it gets its own environment."""
     if sys.version_info < (3, 11):
         raise SetupFailed(f"Python 3.11 or newer is needed, this one is {sys.version.split()[0]}.")
@@ -143,7 +150,7 @@ def set_up(chosen: str | None) -> tuple[Path, Path]:
     make_environment(environment)
     if environment == ROOT / ".venv":
         host = fetch_host(python)
-    install(python, environment, host)
+    install(python, environment, host, sets)
     return python, host
 
 
@@ -205,11 +212,7 @@ class Progress:
 
 
 def test(options: argparse.Namespace, host: Path) -> int:
-    """The browser tests are a set of their own: they need a browser on the machine."""
-    folders = ["tests/web"] if options.web else ["--ignore=tests/web"]
-    if options.web and not (ROOT / "tests" / "web").is_dir():
-        say("There are no browser tests yet.")
-        return 2
+    folders = [f"tests/{name}" for name in options.sets] or [f"--ignore=tests/{name}" for name in SETS]
     return subprocess.call([sys.executable, "-m", "pytest", *folders, *options.pytest], cwd=ROOT)
 
 
@@ -266,6 +269,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.set_defaults(sets=[])
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="another ComfyUI's folder")
@@ -277,7 +281,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     sub.set_defaults(run=demo)
 
     sub = commands.add_parser("test", parents=[shared], allow_abbrev=False, help="the tests")
-    sub.add_argument("--web", action="store_true", help="the browser tests instead")
+    for name, text in SETS.items():
+        sub.add_argument(f"--{name}", dest="sets", action="append_const", const=name, default=[], help=text)
     sub.set_defaults(run=test)
 
     sub = commands.add_parser("bench", parents=[shared], help="measured facts")
@@ -299,7 +304,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        python, host = set_up(options.host)
+        python, host = set_up(options.host, options.sets)
         if Path(sys.prefix).resolve() != python.parent.parent.resolve():
             command = [str(python), str(ROOT / "dev.py"), *sys.argv[1:]]
             return subprocess.call(command, env={**os.environ, "PYTHONUTF8": "1"})
