@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,11 @@ class RootIsAFolder:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsAFolder)
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.fail("COMFYUI_PATH names no ComfyUI; run the tests by `python dev.py test`.")
+    return Path(path)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.host import graphs, weight_files
 from tests.host.server import ComfyServer
-
-
-@pytest.fixture(scope="session")
-def host_path() -> Path:
-    path = os.environ.get("COMFYUI_PATH")
-    if not path:
-        pytest.fail("COMFYUI_PATH names no ComfyUI; run the tests by `python dev.py test`.")
-    return Path(path)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A real ComfyUI server in a process of its own, and a small client for it: HTTP plus its WebSocket.
 
-    with ComfyServer(host_path, base) as server:
-        result = server.run(graph)              # graph: the API form, {node id: {"class_type", "inputs"}}
+with ComfyServer(host_path, base) as server:
+    result = server.run(graph)              # graph: the API form, {node id: {"class_type", "inputs"}}
 """
 
 from __future__ import annotations
@@ -76,20 +76,25 @@ def free_port() -> int:
 
 
 def make_base(base: Path) -> Path:
-    """Lay out a ComfyUI base directory with this checkout as a custom node, linked, not copied."""
+    """Lay out a ComfyUI base directory."""
     for name in ("diffusion_models", "text_encoders", "vae", "loras"):
         (base / "models" / name).mkdir(parents=True, exist_ok=True)
     for name in ("custom_nodes", "input", "output", "temp", "user"):
         (base / name).mkdir(exist_ok=True)
-    link = base / "custom_nodes" / PACK_NAME
-    if not link.exists():
-        if sys.platform == "win32":  # a junction needs no privilege, a symbolic link does
-            import _winapi
-
-            _winapi.CreateJunction(str(PACK_ROOT), str(link))
-        else:
-            link.symlink_to(PACK_ROOT, target_is_directory=True)
     return base
+
+
+def link_checkout(base: Path) -> None:
+    """Make this checkout a custom node of a base directory: linked, not copied."""
+    link = base / "custom_nodes" / PACK_NAME
+    if link.exists():
+        return
+    if sys.platform == "win32":  # a junction needs no privilege, a symbolic link does
+        import _winapi
+
+        _winapi.CreateJunction(str(PACK_ROOT), str(link))
+    else:
+        link.symlink_to(PACK_ROOT, target_is_directory=True)
 
 
 class ComfyServer:
@@ -100,15 +105,19 @@ class ComfyServer:
         *options: str,
         port: int = 0,
         packs: tuple[str, ...] = (),
+        checkout: bool = True,
         environment: dict[str, str] | None = None,
     ):
-        """`packs` are further entries of base/custom_nodes to load beside this extension.
+        """`packs` are entries of base/custom_nodes to load beside this checkout, or alone without it.
 
         Without an environment of its own the server computes in one thread: nano is too small for more, and
         where other programs want the cores, waiting for a second thread takes many times as long as the work.
         """
         self.host, self.base, self.options = Path(host).resolve(), make_base(Path(base)), options
-        self.packs = (PACK_NAME, *packs)
+        self.packs = packs
+        if checkout:
+            link_checkout(self.base)
+            self.packs = (PACK_NAME, *packs)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = self.base / f"server-{self.port}.log"
