@@ -1,8 +1,21 @@
 """The nodes that people wire, one family per file."""
 
+from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
+from .guidance import ZImageGuider
 from .latent import ZImageLatent
-from .loaders import ZImageLoader
+from .loaders import ZImageLoader, ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader
 from .sampling import ZImageSigmas, ZImageTurboSampler
 
-NODES = (ZImageLoader, ZImageTextEncode, ZImageLatent, ZImageTurboSampler, ZImageSigmas)
+NODES = (
+    ZImageLoader,
+    ZImageModelLoader,
+    ZImageTextEncoderLoader,
+    ZImageVAELoader,
+    ZImageAccelerate,
+    ZImageTextEncode,
+    ZImageLatent,
+    ZImageTurboSampler,
+    ZImageSigmas,
+    ZImageGuider,
+)

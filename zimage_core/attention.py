@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,19 +11,10 @@ from .config import S3DiTConfig
 from .rope import rotate
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict) -> Tensor:
-    """torch's attention. q, k, v: [B, heads, S, D]; mask: bool over keys, or None. Returns [B, S, heads *
-    D].
-    """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
 class Attention(nn.Module):
     """Fused q, k, v rows; RMS norm on q and k per head; fewer k/v heads than q heads are repeated."""
 
-    def __init__(
-        self, config: S3DiTConfig, attend: Callable[..., Tensor], operations: Any, **place: Any
-    ) -> None:
+    def __init__(self, config: S3DiTConfig, operations: Any, **place: Any) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -32,7 +22,6 @@ class Attention(nn.Module):
         self.out = operations.Linear(self.heads * self.head_dim, config.dim, bias=False, **place)
         self.q_norm = operations.RMSNorm(self.head_dim, eps=config.norm_eps, elementwise_affine=True, **place)
         self.k_norm = operations.RMSNorm(self.head_dim, eps=config.norm_eps, elementwise_affine=True, **place)
-        self.attend = attend
 
     def forward(
         self, x: Tensor, mask: Tensor | None, freqs: Tensor, transformer_options: dict = {}
@@ -45,8 +34,26 @@ class Attention(nn.Module):
             .unflatten(-1, (-1, self.head_dim))
             .split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         )
-        q, k = rotate(self.q_norm(q), freqs), rotate(self.k_norm(k), freqs)
+        return self.out(self.attend(self.q_norm(q), self.k_norm(k), v, mask, freqs, transformer_options))
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        freqs: Tensor,
+        transformer_options: dict,
+    ) -> Tensor:
+        """Normed q [B, S, heads, D], k and v [B, S, kv_heads, D] -> [B, S, heads * D]. The host overrides
+        this.
+        """
+        q, k, v = self.placed(q, k, v, freqs)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    def placed(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k turned to their positions, k and v repeated for each head: all [B, heads, S, D]."""
+        q, k = rotate(q, freqs), rotate(k, freqs)
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=2) for t in (k, v))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, S, D]
-        return self.out(self.attend(q, k, v, mask, transformer_options))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

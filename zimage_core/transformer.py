@@ -7,14 +7,13 @@ Shapes: B batch, L caption tokens (padded to a multiple of 32), N image tokens (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, sdpa
+from .attention import Attention
 from .config import S3DiTConfig
 from .rope import caption_ids, image_ids, rope_table
 from .run_memo import RunMemo
@@ -64,14 +63,14 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, config: S3DiTConfig, modulated: bool, attend: Callable, operations: Any, **place: Any
+        self, config: S3DiTConfig, modulated: bool, attention: type, operations: Any, **place: Any
     ) -> None:
         super().__init__()
 
         def norm() -> nn.Module:
             return operations.RMSNorm(config.dim, eps=config.norm_eps, elementwise_affine=True, **place)
 
-        self.attention = Attention(config, attend, operations, **place)
+        self.attention = attention(config, operations, **place)
         self.feed_forward = FeedForward(config, operations, **place)
         self.attention_norm1, self.attention_norm2 = norm(), norm()
         self.ffn_norm1, self.ffn_norm2 = norm(), norm()
@@ -131,12 +130,29 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm_final(x) * scale)
 
 
+class Prepared(NamedTuple):
+    """What a forward knows before it looks at the latent's values."""
+
+    caption: Tensor  # [B, L, D] refined
+    image_freqs: Tensor  # rope table of the N image tokens
+    freqs: Tensor  # rope table of all S tokens
+    key_mask: (
+        Tensor | None
+    )  # bool [B, 1, 1, S], only where captions of different padded lengths share a batch
+    adaln_input: Tensor  # [B, t_dim]
+    refiner_modulations: list[Modulation]
+    layer_modulations: list[Modulation]
+    final_scale: Tensor  # [B, 1, D]
+
+
 class S3DiT(nn.Module):
     """Predicts the flow velocity, noise - clean, of a latent.
 
     operations: where Linear, RMSNorm and LayerNorm come from; the host passes its own, which stream and cast
     weights.
     """
+
+    attention_class = Attention
 
     def __init__(
         self,
@@ -157,7 +173,7 @@ class S3DiT(nn.Module):
 
         def blocks(count: int, modulated: bool) -> nn.ModuleList:
             return nn.ModuleList(
-                Block(config, modulated, self.attend, operations, **place) for _ in range(count)
+                Block(config, modulated, self.attention_class, operations, **place) for _ in range(count)
             )
 
         self.x_embedder = operations.Linear(
@@ -175,10 +191,6 @@ class S3DiT(nn.Module):
         self.x_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
         self.cap_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
 
-    @staticmethod
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict) -> Tensor:
-        return sdpa(q, k, v, mask, transformer_options)
-
     def forward(
         self,
         x: Tensor,
@@ -194,7 +206,8 @@ class S3DiT(nn.Module):
         x: [B, C, H, W] noisy latent; timesteps: [B] sigma in [0, 1], 1 is pure noise; context:
         [B, L, cap_feat_dim], right-padded to the longest; attention_mask: bool [B, L] of real caption
         tokens, None when all are.
-        num_tokens is what the host passes and is not needed. run_memo=[RunMemo, ...] keeps what the run
+        num_tokens: a tuple of each sample's real caption tokens says the same as the mask without a wait for
+        the GPU; the single number that hosts pass is not needed. run_memo=[RunMemo, ...] keeps what the run
         repeats.
         Returns [B, C, H, W]. Raises ValueError when widths do not fit the weights.
         """
@@ -212,63 +225,86 @@ class S3DiT(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         self._check_widths(x, context)
-        memo, *others = run_memo or [RunMemo()]
-        key = (*others, x.shape[0], x.dtype, x.device)
         height, width = x.shape[-2:]
-        image = self.patchify(x)
-        rows, columns = (math.ceil(side / self.config.patch_size) for side in (height, width))
+        x = self.even(x)
+        rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
+        given = self.prepare(
+            x, timesteps, context, num_tokens, attention_mask, transformer_options, run_memo or [RunMemo()]
+        )
+        image = self.x_embedder(self.patchify(x))
+        image = self._pad(image, given.image_freqs.shape[1], self.x_pad_token)  # [B, N, D]
+        image = self.refine_image(image, given, x, transformer_options)
+        hidden = torch.cat((given.caption, image), dim=1)  # [B, S, D]
+        hidden = self.joint(hidden, given, x, transformer_options)
+        start = given.caption.shape[1]
+        patches = self.final_layer(hidden[:, start : start + rows * columns], given.final_scale)
+        return -self.unpatchify(patches, rows, columns)[..., :height, :width]  # they predict clean - noise
 
-        lengths = memo.once(("lengths", *key), lambda: self._caption_lengths(context, attention_mask))
+    def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
+        """Image tokens [B, N, D] through the noise refiner; x is what the host's patches may ask for."""
+        for block, modulation in zip(self.noise_refiner, given.refiner_modulations, strict=True):
+            image = block(image, None, given.image_freqs, modulation, transformer_options=transformer_options)
+        return image
+
+    def joint(self, hidden: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
+        """Caption and image tokens [B, S, D] through the layers."""
+        for block, modulation in zip(self.layers, given.layer_modulations, strict=True):
+            hidden = block(
+                hidden, given.key_mask, given.freqs, modulation, transformer_options=transformer_options
+            )
+        return hidden
+
+    @torch.compiler.disable  # memos are Python objects; outside the graph they cause no recompilation
+    def prepare(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        num_tokens: Any,
+        attention_mask: Tensor | None,
+        transformer_options: dict,
+        run_memo: list[RunMemo],
+    ) -> Prepared:
+        """All that depends on prompt, size and timestep only, from the memo where the run has it already."""
+        memo, *others = run_memo
+        rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
+        key = (*others, x.shape[0], x.dtype, x.device)
         rope_options = transformer_options.get("rope_options") or {}
-        caption_freqs, image_freqs, key_mask = memo.once(
-            ("positions", rows, columns, *sorted(rope_options.items()), *key),
-            lambda: self._positions(lengths, rows, columns, rope_options, x.device),
+        place = (rows, columns, *sorted(rope_options.items()), *key)
+        lengths = memo.once(
+            ("lengths", *key), lambda: self._caption_lengths(context, num_tokens, attention_mask)
+        )
+        caption_freqs, image_freqs, caption_mask = memo.once(
+            ("positions", *place), lambda: self._positions(lengths, rows, columns, rope_options, x.device)
+        )
+        freqs, key_mask = memo.once(
+            ("joint positions", *place),
+            lambda: self._joint_positions(caption_freqs, image_freqs, caption_mask),
         )
         caption = memo.once(
             ("caption", *key),
             lambda: self.refine_caption(
-                context, lengths, caption_freqs, key_mask, x.dtype, transformer_options
+                context, lengths, caption_freqs, caption_mask, x.dtype, transformer_options
             ),
         )
-        refiner_mods, layer_mods, final_scale = memo.timestep.once(
-            transformer_options.get(
-                "sigmas", timesteps
-            ),  # the host's tensor of this step, the same for every conditioning
-            (x.shape[0], x.dtype, x.device),
-            lambda: self.modulations(timesteps, x.dtype),
+        # the host's tensor of this step is the same one for every conditioning
+        step = transformer_options.get("sigmas", timesteps)
+        modulations = memo.timestep.once(
+            step, (x.shape[0], x.dtype, x.device), lambda: self.modulations(timesteps, x.dtype)
         )
-
-        image = self._pad(self.x_embedder(image), image_freqs.shape[1], self.x_pad_token)  # [B, N, D]
-        for block, modulation in zip(self.noise_refiner, refiner_mods, strict=True):
-            image = block(image, None, image_freqs, modulation, transformer_options=transformer_options)
-
-        hidden = torch.cat((caption, image), dim=1)  # [B, S, D]
-        freqs = memo.once(
-            ("freqs", rows, columns, *sorted(rope_options.items()), *key),
-            lambda: torch.cat((caption_freqs, image_freqs), dim=1),
-        )
-        if key_mask is not None:
-            key_mask = F.pad(key_mask, (0, image.shape[1]), value=True)
-        for block, modulation in zip(self.layers, layer_mods, strict=True):
-            hidden = block(hidden, key_mask, freqs, modulation, transformer_options=transformer_options)
-
-        start = caption.shape[1]
-        patches = self.final_layer(hidden[:, start : start + rows * columns], final_scale)
-        return -self.unpatchify(patches, rows, columns)[
-            ..., :height, :width
-        ]  # the weights predict clean - noise
+        return Prepared(caption, image_freqs, freqs, key_mask, *modulations)
 
     def modulations(
         self, timesteps: Tensor, dtype: torch.dtype
-    ) -> tuple[list[Modulation], list[Modulation], Tensor]:
-        """timesteps: [B] sigma -> the modulation of every noise refiner block, of every layer, and the final
-        scale.
+    ) -> tuple[Tensor, list[Modulation], list[Modulation], Tensor]:
+        """timesteps: [B] sigma -> the adaLN input, the modulation of every noise refiner block and of every
+        layer, and the final scale.
         """
         c = self.t_embedder((1.0 - timesteps) * self.config.t_scale, dtype)  # [B, t_dim]
         refiner, layers = (
             [block.modulation(c) for block in blocks] for blocks in (self.noise_refiner, self.layers)
         )
-        return refiner, layers, self.final_layer.modulation(c)
+        return c, refiner, layers, self.final_layer.modulation(c)
 
     def refine_caption(
         self,
@@ -295,12 +331,14 @@ class S3DiT(nn.Module):
             caption = block(caption, key_mask, freqs, transformer_options=transformer_options)
         return caption
 
-    def patchify(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, rows * columns, patch * patch * C], channel fastest; odd sizes wrap around, as
-        in the host.
-        """
+    def even(self, x: Tensor) -> Tensor:
+        """Sides that are no multiple of the patch size wrap around, as in the host."""
         p = self.config.patch_size
-        x = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p), mode="circular")
+        return F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p), mode="circular")
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, rows * columns, patch * patch * C], channel fastest."""
+        p = self.config.patch_size
         x = x.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, C, rows, p, columns, p]
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
@@ -334,6 +372,15 @@ class S3DiT(nn.Module):
         seen = torch.arange(longest, device=device) < torch.tensor(padded, device=device)[:, None]
         return caption.expand(len(frames), *caption.shape[1:]), image_table, seen[:, None, None]
 
+    @staticmethod
+    def _joint_positions(
+        caption: Tensor, image: Tensor, caption_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        mask = caption_mask
+        if mask is not None:
+            mask = F.pad(mask, (0, image.shape[1]), value=True)
+        return torch.cat((caption, image), dim=1), mask
+
     def _padded(self, length: int) -> int:
         return length + -length % self.config.pad_multiple
 
@@ -344,15 +391,15 @@ class S3DiT(nn.Module):
         return torch.cat((tokens, pad_token.to(tokens).expand(tokens.shape[0], missing, -1)), dim=1)
 
     @staticmethod
-    def _caption_lengths(context: Tensor, attention_mask: Tensor | None) -> list[int]:
-        if attention_mask is None:
-            return [context.shape[1]] * context.shape[0]
-        lengths = attention_mask.bool().sum(dim=-1).clamp(min=1).tolist()
-        return (
-            [int(n) for n in lengths]
-            if len(lengths) == context.shape[0]
-            else [int(lengths[0])] * context.shape[0]
-        )
+    def _caption_lengths(context: Tensor, num_tokens: Any, attention_mask: Tensor | None) -> list[int]:
+        batch, longest = context.shape[:2]
+        if isinstance(num_tokens, tuple):
+            lengths = list(num_tokens)
+        elif attention_mask is not None:
+            lengths = [int(n) for n in attention_mask.bool().sum(dim=-1).clamp(min=1).tolist()]
+        else:
+            lengths = [longest]
+        return lengths if len(lengths) == batch else lengths[:1] * batch
 
     def _check_widths(self, x: Tensor, context: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ NANO_TOKENIZER = NANO / "tokenizer"
 def load_clip(path: Path) -> tuple[Any, Checkpoint]:
     """CLIP, and what its file holds. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
     checkpoint = read_text_encoder(path)
+    logging.info("Z-Image text encoder: %s", checkpoint.summary)
     if checkpoint.config == Qwen3Config():
         return _load_qwen3_4b(path, checkpoint), checkpoint
     if path.parent != NANO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from ...zimage_core.weights import Checkpoint, read_transformer
+from ...zimage_core.weights import Checkpoint, WeightsError, read_transformer
 from .files import NANO, nano_settings
 from .s3dit import Model
 
@@ -51,9 +52,12 @@ class NanoLatentFormat(comfy.latent_formats.Flux):
 def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = False) -> Any:
     """A MODEL from a file or folder of any dialect, in whatever patcher class the host uses now.
 
-    Raises WeightsError for files that are no Z-Image transformer.
+    Raises WeightsError for files that are no Z-Image transformer, and for unknown weight types.
     """
+    if weight_dtype not in DTYPES:
+        raise WeightsError(f"weight_dtype is {weight_dtype!r}, expected one of {', '.join(DTYPES)}")
     checkpoint = read_transformer(path)
+    logging.info("Z-Image transformer: %s", checkpoint.summary)
     config = Config({"image_model": "lumina2", **dataclasses.asdict(checkpoint.config)})
     built_in = Path(path).parent == NANO
     if built_in:

@@ -1,33 +1,72 @@
-"""Our S3-DiT as the host's model: its attention, its operations, its wrappers, and memory of a run that goes
-with the run.
-"""
+"""Our S3-DiT as the host's model: its attention, its operations, its wrappers and patches."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import comfy.conds
 import comfy.model_base
+import torch
 from comfy.ldm.modules import attention as host_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ...zimage_core.attention import Attention
 from ...zimage_core.config import S3DiTConfig
-from ...zimage_core.run_memo import RunMemo, TimestepMemo
-from ...zimage_core.transformer import S3DiT
+from ...zimage_core.run_memo import TimestepMemo
+from ...zimage_core.transformer import Block, Prepared, S3DiT
+from .conds import caption_conds
 
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
 
 
-class HostS3DiT(S3DiT):
-    """The same mathematics; attention goes through the host, so that its backends and overrides apply."""
+class HostAttention(Attention):
+    """Attention through the host, so that its backends and overrides apply, with its attention patches
+    around it in the joint layers.
+    """
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        freqs: Tensor,
+        transformer_options: dict,
+    ) -> Tensor:
+        patches = transformer_options.get("patches", {}) if "block_index" in transformer_options else {}
+        extra = {**transformer_options, "n_heads": self.heads, "dim_head": self.head_dim}
+        for patch in patches.get("attn1_patch", ()):
+            q, k, v, freqs, mask = self._patched(patch, q, k, v, freqs, mask, extra)
+        if mask is not None and mask.dtype == torch.bool:  # not every backend of the host takes bool
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        out = host_attention.optimized_attention_masked(
+            *self.placed(q, k, v, freqs),
+            self.heads,
+            mask,
+            skip_reshape=True,
+            transformer_options=transformer_options,
+        )
+        for patch in patches.get("attn1_output_patch", ()):
+            out = patch(out, extra)
+        return out
 
     @staticmethod
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict) -> Tensor:
-        return host_attention.optimized_attention_masked(
-            q, k, v, q.shape[1], mask, skip_reshape=True, transformer_options=transformer_options
-        )
+    def _patched(
+        patch: Any, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor, mask: Tensor | None, extra: dict
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """The host's patches see [B, heads, S, D] before rope, and a rope table to match."""
+        swapped = [t.transpose(1, 2) for t in (q, k, v)]
+        out = patch(*swapped, pe=freqs.transpose(1, 2), attn_mask=mask, extra_options=extra)
+        q, k, v = (out.get(name, t).transpose(1, 2) for name, t in zip("qkv", swapped, strict=True))
+        freqs = out["pe"].transpose(1, 2) if "pe" in out else freqs
+        return q, k, v, freqs, out.get("attn_mask", mask)
+
+
+class HostS3DiT(S3DiT):
+    """The same mathematics; what other nodes hang on a MODEL has its effect here."""
+
+    attention_class = HostAttention
 
     def forward(
         self,
@@ -52,27 +91,114 @@ class HostS3DiT(S3DiT):
             **kwargs,
         )
 
+    def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
+        patches = transformer_options.get("patches", {}).get("noise_refiner", ())
+        if not patches:
+            return super().refine_image(image, given, x, transformer_options)
+        shown = {
+            "img_input": image,
+            "txt": given.caption,
+            "pe": given.image_freqs,
+            "vec": given.adaln_input,
+            "x": x,
+            "transformer_options": transformer_options,
+            "block_type": "noise_refiner",
+        }
+        for index, block in enumerate(self.noise_refiner):
+            modulation = given.refiner_modulations[index]
+            image = block(image, None, given.image_freqs, modulation, transformer_options=transformer_options)
+            for patch in patches:
+                image = patch({**shown, "img": image, "block_index": index}).get("img", image)
+        return image
+
+    def joint(self, hidden: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
+        """`double_block` patches change the image part in place or return it; `patches_replace` runs in
+        place of a block, under either of the host's names for its blocks.
+        """
+        start = given.caption.shape[1]
+        options = {
+            **transformer_options,
+            "total_blocks": len(self.layers),
+            "block_type": "double",
+            "img_slice": [start, hidden.shape[1]],
+        }
+        patches = options.get("patches", {}).get("double_block", ())
+        replacements = options.get("patches_replace", {}).get("dit", {})
+        entering = hidden if patches else None
+        for index, block in enumerate(self.layers):
+            options["block_index"] = index
+            run = Layer(block, given, index)
+            if ("double_block", index) in replacements:
+                replace = replacements["double_block", index]
+                args = run.arguments(options, img=hidden[:, start:], txt=hidden[:, :start])
+                out = replace(args, {"original_block": run.split})
+                hidden = torch.cat((out["txt"], out["img"]), dim=1)
+            elif ("single_block", index) in replacements:
+                replace = replacements["single_block", index]
+                args = run.arguments(options, img=hidden)
+                hidden = replace(args, {"original_block": run.whole})["img"]
+            else:
+                hidden = run(hidden, options)
+            for patch in patches:
+                out = patch(
+                    {
+                        "img": hidden[:, start:],
+                        "img_input": entering[:, start:],
+                        "txt": hidden[:, :start],
+                        "pe": given.freqs[:, start:],
+                        "vec": given.adaln_input,
+                        "x": x,
+                        "block_index": index,
+                        "transformer_options": options,
+                    }
+                )
+                if "img" in out:
+                    hidden[:, start:] = out["img"]
+                if "txt" in out:
+                    hidden[:, :start] = out["txt"]
+        return hidden
+
+
+class Layer:
+    """One joint block of one forward, as `patches_replace` sees it: arguments in, arguments out."""
+
+    def __init__(self, block: Block, given: Prepared, index: int) -> None:
+        self.block, self.given, self.modulation = block, given, given.layer_modulations[index]
+
+    def __call__(self, hidden: Tensor, options: dict) -> Tensor:
+        given = self.given
+        return self.block(hidden, given.key_mask, given.freqs, self.modulation, transformer_options=options)
+
+    def arguments(self, options: dict, **tokens: Tensor) -> dict:
+        given = self.given
+        return {
+            **tokens,
+            "vec": given.adaln_input,
+            "pe": given.freqs,
+            "attn_mask": given.key_mask,
+            "transformer_options": options,
+        }
+
+    def split(self, args: dict) -> dict:
+        """The original of a double block: caption and image apart."""
+        length = args["txt"].shape[1]
+        hidden = self._original(torch.cat((args["txt"], args["img"]), dim=1), args)
+        return {"img": hidden[:, length:], "txt": hidden[:, :length]}
+
+    def whole(self, args: dict) -> dict:
+        """The original of a single block: all tokens in one."""
+        return {"img": self._original(args["img"], args)}
+
+    def _original(self, hidden: Tensor, args: dict) -> Tensor:
+        vec, options = args["vec"], args.get("transformer_options", {})
+        modulation = self.modulation if vec is self.given.adaln_input else self.block.modulation(vec)
+        return self.block(hidden, args.get("attn_mask"), args["pe"], modulation, transformer_options=options)
+
 
 def build(device: Any = None, dtype: Any = None, operations: Any = None, **unet_config: Any) -> HostS3DiT:
     """What BaseModel calls with its unet_config; fields that only the host reads are left out."""
     config = S3DiTConfig(**{k: v for k, v in unet_config.items() if k in CONFIG_FIELDS})
     return HostS3DiT(config, device=device, dtype=dtype, operations=operations)
-
-
-class MemoCond(comfy.conds.CONDRegular):
-    """Carries a conditioning's RunMemo to the model; conditionings that the host batches bring one each."""
-
-    def process_cond(self, batch_size: int, **kwargs: Any) -> MemoCond:
-        return self._copy_with(self.cond)
-
-    def can_concat(self, other: MemoCond) -> bool:
-        return True
-
-    def concat(self, others: list[MemoCond]) -> list[RunMemo]:
-        return [memo for cond in (self, *others) for memo in cond.cond]
-
-    def size(self) -> list[int]:
-        return [1]
 
 
 class Model(comfy.model_base.Lumina2):
@@ -84,14 +210,8 @@ class Model(comfy.model_base.Lumina2):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=build
         )
-        self.memory_usage_factor_conds = ("ref_latents",)
         self.timestep_memo = TimestepMemo()
 
     def extra_conds(self, **kwargs: Any) -> dict:
-        """Called once per conditioning and run. Hooks may change the weights in mid-run, so nothing is kept
-        then.
-        """
-        out = super().extra_conds(**kwargs)
-        if kwargs.get("hooks") is None:
-            out["run_memo"] = MemoCond([RunMemo(self.timestep_memo)])
-        return out
+        multiple = self.model_config.unet_config["pad_multiple"]
+        return caption_conds(super().extra_conds(**kwargs), kwargs, self, multiple, self.timestep_memo)

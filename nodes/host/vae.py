@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...zimage_core.weights import Checkpoint, read_autoencoder
 def load_vae(path: Path) -> tuple[Any, Checkpoint]:
     """VAE, and what its file holds. Raises WeightsError when the file is no 16-channel Flux autoencoder."""
     checkpoint = read_autoencoder(path)
+    logging.info("Z-Image autoencoder: %s", checkpoint.summary)
     state, c = checkpoint.plain(), checkpoint.config
     if c == AutoencoderConfig():
         return comfy.sd.VAE(sd=state), checkpoint

@@ -1,6 +1,7 @@
 """Weights in the wild: any file, folder or dict that people have -> our modules."""
 
 from .checkpoint import (
+    READERS,
     Checkpoint,
     describe,
     load_autoencoder,
@@ -13,6 +14,7 @@ from .checkpoint import (
 from .errors import WeightsError
 
 __all__ = [
+    "READERS",
     "Checkpoint",
     "WeightsError",
     "describe",

@@ -77,18 +77,19 @@ class Checkpoint:
         }
 
 
-def _raw(source: Source) -> RawFile:
+def _raw(source: Source, values: bool) -> RawFile:
     if isinstance(source, Mapping):
         return RawFile("the given tensors", dict(source))
-    path = Path(source)
-    return read_tensors(path)
+    return read_tensors(Path(source), values)
 
 
-def read_transformer(source: Source) -> Checkpoint:
-    """Raises WeightsError when the file is not a Z-Image transformer, is incomplete, or has tensors of wrong
+def read_transformer(source: Source, values: bool = True) -> Checkpoint:
+    """values: False checks and describes a file by its header, with tensors that hold nothing.
+
+    Raises WeightsError when the file is not a Z-Image transformer, is incomplete, or has tensors of wrong
     shape.
     """
-    raw, tensors, prefix = _part(source, "transformer")
+    raw, tensors, prefix = _part(source, "transformer", values)
     tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
     tensors = keys.transformer_to_ours(tensors)
     formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in formats.items()}
@@ -104,8 +105,8 @@ def read_transformer(source: Source) -> Checkpoint:
     return checkpoint
 
 
-def read_text_encoder(source: Source) -> Checkpoint:
-    raw, tensors, prefix = _part(source, "text_encoder")
+def read_text_encoder(source: Source, values: bool = True) -> Checkpoint:
+    raw, tensors, prefix = _part(source, "text_encoder", values)
     tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
     tensors = keys.text_encoder_to_ours(tensors)
     formats = {k if k.startswith("model.") else f"model.{k}": v for k, v in formats.items()}
@@ -115,8 +116,8 @@ def read_text_encoder(source: Source) -> Checkpoint:
     return checkpoint
 
 
-def read_autoencoder(source: Source) -> Checkpoint:
-    raw, tensors, prefix = _part(source, "autoencoder")
+def read_autoencoder(source: Source, values: bool = True) -> Checkpoint:
+    raw, tensors, prefix = _part(source, "autoencoder", values)
     tensors = keys.autoencoder_to_ours(tensors)
     config = detect.autoencoder_config(raw.name, tensors)
     checkpoint = Checkpoint(raw.name, "autoencoder", config, tensors, {}, prefix)
@@ -131,8 +132,8 @@ READERS = {
 }
 
 
-def _part(source: Source, kind: str) -> tuple[RawFile, dict[str, Tensor], str]:
-    raw = _raw(source)
+def _part(source: Source, kind: str, values: bool) -> tuple[RawFile, dict[str, Tensor], str]:
+    raw = _raw(source, values)
     tensors, prefix = keys.strip_prefix(raw.tensors, kind)
     if not tensors:
         raise WeightsError(
@@ -225,11 +226,11 @@ def describe(source: Source) -> dict[str, dict[str, Any]]:
 
     Raises WeightsError when it holds nothing of Z-Image.
     """
-    raw = _raw(source)
+    raw = _raw(source, values=False)
     parts = {}
     for kind, reader in READERS.items():
         if keys.strip_prefix(raw.tensors, kind)[0]:
-            part = reader(source)
+            part = reader(source, values=False)
             parts[kind] = {
                 "parameters": part.parameters,
                 "dtype": str(part.dtype).removeprefix("torch."),

@@ -7,12 +7,22 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import WeightsError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own reader
+SMALL = 65_536  # bytes; markers and scales, whose values say how the rest is stored
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 @dataclass
@@ -68,10 +78,11 @@ def _guess(path: Path) -> str:
     return f": it looks like {kinds[start]}" if start in kinds else ""
 
 
-def read_tensors(source: str | os.PathLike) -> RawFile:
+def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
     """A .safetensors file, or a folder holding one or a sharded set with its index.
 
-    Nothing is read but headers: tensors are mapped and paged in when they are first touched.
+    Nothing is read but headers: tensors are mapped and paged in when they are first touched. Without
+    `values` all but the small ones are on the meta device: shapes and types, whatever the file's size.
     """
     path = Path(source)
     if not path.exists():
@@ -84,7 +95,13 @@ def read_tensors(source: str | os.PathLike) -> RawFile:
         try:
             with safe_open(part, framework="pt") as file:
                 for key in file.keys():
-                    raw.tensors[key] = file.get_tensor(key)
+                    entry = header[key]
+                    start, end = entry["data_offsets"]
+                    if values or end - start <= SMALL:
+                        raw.tensors[key] = file.get_tensor(key)
+                    else:
+                        dtype = DTYPES.get(entry["dtype"], torch.uint8)
+                        raw.tensors[key] = torch.empty(entry["shape"], dtype=dtype, device="meta")
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{part.name} cannot be read: {error}. Download it again.") from error
     return raw

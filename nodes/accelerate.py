@@ -1,0 +1,36 @@
+"""MODEL -> MODEL: our S3-DiT under weights that another loader brought."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from .host.accelerate import accelerated
+from .host.progress import show_text
+from .host.schema import schema
+
+
+class ZImageAccelerate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImageAccelerate",
+            display_name="Z-Image Accelerate",
+            category="Z-Image/model",
+            description="Puts this extension's Z-Image under a MODEL that any other loader brought, with its "
+            "LoRAs and patches. Nothing is loaded twice; put it anywhere between loader and sampler.",
+            search_aliases=["speed", "fast", "optimize", "zit"],
+            inputs=[io.Model.Input("model", tooltip="A Z-Image MODEL from any loader, LoRAs included.")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The same weights and patches; faster, and attention patches have their effect.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: object) -> io.NodeOutput:
+        patched, note = accelerated(model)
+        show_text(cls.hidden.unique_id, note)
+        return io.NodeOutput(patched, ui=ui.PreviewText(note))
