@@ -17,6 +17,7 @@ def assert_first_picture(host: Path, pack: Path, *options: str) -> None:
     with ComfyServer(
         host, host, "--disable-api-nodes", *options, packs=(pack.name,), checkout=False
     ) as server:
+        assert server.object_info("ZImageLoader"), f"the nodes are missing:\n{server.log_tail()}"
         template = server.get_json(f"/api/workflow_templates/{pack.name}/{TEMPLATE}.json")
         made = picture(server, server.run(graphs.to_api(template, server.object_info()), template))
     assert made.shape == (128, 128, 3)

@@ -13,10 +13,9 @@ import pytest
 from tests.host.server import PACK_NAME, ComfyServer
 from tests.install.first_picture import assert_first_picture
 
-# Installing by address must be allowed by the person, by one of the two, depending on the Manager's version.
+# Installing by address in a running ComfyUI is refused until the person allows it.
 SETTINGS = """[default]
 allow_git_url_install = true
-security_level = weak
 network_mode = offline
 """
 
