@@ -16,7 +16,7 @@ from tests.host.server import ComfyServer
 
 FOLDER = Path(__file__).parent
 NODES = FOLDER / "nodes.json"  # this extension's nodes
-CURRENT_HOST = FOLDER / "object_info-0.33.0.json"  # ComfyUI's own nodes that the shipped graphs use
+HOSTS = FOLDER / "hosts"  # an extract per ComfyUI version: its own nodes that the shipped graphs use
 # forceInput and control_after_generate decide which widgets there are; upload buttons are widgets too.
 KEPT = ("default", "min", "max", "step", "control_after_generate", "forceInput", "image_upload")
 FIXED = (
@@ -134,24 +134,34 @@ def _broken_input(was: Input, now: Input) -> Iterator[str]:
 def illegal(graph: dict, contracts: dict) -> Iterator[str]:
     """A sentence for each thing in an API graph that the host would refuse."""
     for key, node in graph.items():
-        kind = node["class_type"]
-        if kind not in contracts:
-            yield f"node {key}: there is no {kind}"
-            continue
-        declared, where = inputs(contracts[kind]), f"node {key} ({kind})"
-        for name in node["inputs"]:
-            if name not in declared:
-                yield f"{where}: there is no input {name}"
-        for name, (wanted, settings, optional) in declared.items():
-            if name not in node["inputs"]:
-                if not optional:
-                    yield f"{where}: {name} is missing"
-            elif isinstance(value := node["inputs"][name], list):
-                source = contracts.get(graph[value[0]]["class_type"])
-                if source and not _connects(given := source["output"][value[1]], wanted):
-                    yield f"{where}: {name} takes {wanted}, is linked to {given}"
-            elif not _legal(value, wanted, settings):
-                yield f"{where}: {name} cannot be {value!r}"
+        kind, given = node["class_type"], node["inputs"]
+        where = f"node {key} ({kind})"
+        linked = {name: link for name, link in given.items() if isinstance(link, list)}
+        widgets = {name: value for name, value in given.items() if name not in linked}
+        yield from illegal_widgets(where, kind, widgets, contracts)
+        declared = inputs(contracts[kind]) if kind in contracts else {}
+        for name, (wanted, _, optional) in declared.items():
+            if name in linked:
+                source, slot = linked[name]
+                output = contracts.get(graph[source]["class_type"], {}).get("output")
+                if output and not _connects(output[slot], wanted):
+                    yield f"{where}: {name} takes {wanted}, is linked to {output[slot]}"
+            elif name not in given and not optional:
+                yield f"{where}: {name} is missing"
+        yield from (f"{where}: there is no input {name}" for name in linked.keys() - declared.keys())
+
+
+def illegal_widgets(where: str, kind: str, values: dict, contracts: dict) -> Iterator[str]:
+    """A sentence for each value that a node of this kind does not take."""
+    if kind not in contracts:
+        yield f"{where}: there is no {kind}"
+        return
+    declared = inputs(contracts[kind])
+    for name, value in values.items():
+        if name not in declared:
+            yield f"{where}: there is no input {name}"
+        elif not _legal(value, declared[name].kind, declared[name].settings):
+            yield f"{where}: {name} cannot be {value!r}"
 
 
 def _connects(given: str, wanted: str) -> bool:
