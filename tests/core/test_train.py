@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
+from tests.core.random_models import random_s3dit
 from zimage_core import AutoencoderKL, Qwen3TextEncoder, S3DiT
 from zimage_core.config import AutoencoderConfig, NanoConfig, Qwen3Config, S3DiTConfig
 from zimage_core.prompt.template import apply_template, load_tokenizer
-from zimage_core.train import autoencoder, export, text, tokenizer, transformer
+from zimage_core.train import autoencoder, export, lora, text, tokenizer, transformer
 from zimage_core.train.captions import (
     Captions,
     Concept,
@@ -101,35 +102,41 @@ def test_text_encoder_learns_and_resumes(tmp_path, bpe):
     check_training(train, lambda model: text.perplexity(model, groups[0][:32]), tmp_path)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_transformer_learns_and_resumes(tmp_path, bpe, workers):
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(len(CONCEPTS), 1, 16, 1, 1, generator=generator).expand(
-        -1, len(colours()), -1, 4, 4
-    )
-    encoder = Qwen3TextEncoder(TINY_TEXT, language_model=True)
-    text.initialise(encoder)
-    ids = torch.tensor([bpe(apply_template("fox on white"))["input_ids"]])
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    noise = torch.randn(1, 16, 4, 4, generator=generator)
-    evaluate = [
-        torch.full((1,), 0.7),
-        noise - latents[0, :1],
-        ids,
-        mask,
-    ]
-    noisy = torch.lerp(latents[0, :1], noise, 0.7)
+class ToyVelocity:
+    """Latents of one value per concept, an untrained text encoder, and a model's loss on one of them."""
+
+    def __init__(self, bpe):
+        generator = torch.Generator().manual_seed(0)
+        self.latents = torch.randn(len(CONCEPTS), 1, 16, 1, 1, generator=generator).expand(
+            -1, len(colours()), -1, 4, 4
+        )
+        self.encoder = Qwen3TextEncoder(TINY_TEXT, language_model=True)
+        text.initialise(self.encoder)
+        ids = torch.tensor([bpe(apply_template("fox on white"))["input_ids"]])
+        noise = torch.randn(1, 16, 4, 4, generator=generator)
+        self.case = (
+            torch.lerp(self.latents[0, :1], noise, 0.7),
+            torch.full((1,), 0.7),
+            noise - self.latents[0, :1],
+            ids,
+            torch.ones_like(ids, dtype=torch.bool),
+        )
 
     @torch.no_grad()
-    def evaluation(model):
-        return float(transformer.velocity_loss(encoder, noisy, *evaluate, model))
+    def loss(self, model) -> float:
+        return float(transformer.velocity_loss(self.encoder, *self.case, model))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_transformer_learns_and_resumes(tmp_path, bpe, workers):
+    toy = ToyVelocity(bpe)
 
     def train(plan, state, stop_at):
         return transformer.train(
             TINY_DIT,
-            latents,
+            toy.latents,
             Captions(CONCEPTS),
-            encoder,
+            toy.encoder,
             bpe,
             state,
             plan,
@@ -139,7 +146,45 @@ def test_transformer_learns_and_resumes(tmp_path, bpe, workers):
         )
 
     plan = dataclasses.replace(PLAN, muon=True, ema=0.5)
-    check_training(train, evaluation, tmp_path, plan)
+    check_training(train, toy.loss, tmp_path, plan)
+
+
+def test_lora_learns_beside_frozen_weights_and_resumes(tmp_path, bpe):
+    """The file's tensors, added to the untouched weights by their names, make the better model."""
+    toy = ToyVelocity(bpe)
+
+    def train(plan, state, stop_at):
+        base = random_s3dit(TINY_DIT, seed=0)
+        weights = lora.train(
+            base,
+            toy.latents,
+            Captions(CONCEPTS),
+            toy.encoder,
+            bpe,
+            state,
+            plan,
+            4,
+            rank=2,
+            stop_at=stop_at,
+        )
+        merged = random_s3dit(TINY_DIT, seed=0)
+        ends = {name.rpartition(".lora_")[0] for name in weights}
+        assert len(ends) == TINY_DIT.n_layers * len(lora.LAYERS)
+        assert len(weights) == 2 * len(ends)
+        for name in ends:
+            assert name.startswith("diffusion_model.layers.")
+            down, up = (weights[f"{name}.lora_{side}.weight"].float() for side in "AB")
+            merged.get_parameter(name.removeprefix("diffusion_model.") + ".weight").data += up @ down
+        return merged
+
+    check_training(train, toy.loss, tmp_path, dataclasses.replace(PLAN, lr=2e-2, ema=0.5))
+
+
+def test_greyscale_keeps_grey_and_takes_colour_out():
+    colourful = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    grey = lora.greyscale(colourful)
+    assert torch.equal(grey[:, 0], grey[:, 1]) and torch.equal(grey[:, 0], grey[:, 2])
+    assert torch.allclose(lora.greyscale(grey), grey, atol=1e-6)
 
 
 def test_held_out_pairs_and_phrasings_are_never_drawn(bpe):

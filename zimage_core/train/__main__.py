@@ -16,11 +16,11 @@ from ..config import NanoConfig
 from ..prompt.template import load_tokenizer
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
-from . import autoencoder, captions, export, pictures, text, tokenizer, transformer
+from . import autoencoder, captions, export, lora, pictures, text, tokenizer, transformer
 
 log = logging.getLogger("zimage_core.train")
 
-STAGES = ("data", "autoencoder", "text", "transformer", "export")
+STAGES = ("data", "autoencoder", "text", "transformer", "export", "lora")
 
 
 class Training:
@@ -93,11 +93,15 @@ class Training:
         model.load_state_dict(load_file(self.state / "text.safetensors"))
         return model.eval()
 
-    def run_transformer(self) -> None:
-        # features and latents as the exported bf16 weights make them
+    def exported_encoders(self) -> tuple[AutoencoderKL, Qwen3TextEncoder]:
+        """Autoencoder and text encoder with the values that their bf16 files have."""
         encoder, text_encoder = self.trained_autoencoder(), self.trained_text_encoder()
         for part in (encoder, text_encoder):
             part.load_state_dict({k: v.bfloat16().float() for k, v in part.state_dict().items()})
+        return encoder, text_encoder
+
+    def run_transformer(self) -> None:
+        encoder, text_encoder = self.exported_encoders()
         model = transformer.train(
             self.config.transformer,
             transformer.latent_table(encoder, self.concept_drawings()),
@@ -138,10 +142,32 @@ class Training:
         )
         log.info("export: %.1f MB in %s", size / 1e6, self.out)
 
+    def run_lora(self) -> None:
+        """Write the greyscale LoRA beside the exported files."""
+        model = S3DiT(self.config.transformer)
+        model.load_state_dict(load_file(self.state / "transformer.safetensors"))
+        encoder, text_encoder = self.exported_encoders()
+        weights = lora.train(
+            model,
+            transformer.latent_table(encoder, self.concept_drawings(), lora.greyscale),
+            captions.Captions(captions.load_concepts(self.data)),
+            text_encoder,
+            load_tokenizer(self.state / "tokenizer"),
+            self.state / "lora.pt",
+            device=self.device,
+            workers=self.workers,
+        )
+        save_file(weights, self.out / lora.FILE_NAME, export.LABEL)
+
     def results(self, stage: str) -> Path | None:
-        names = {"data": "tokenizer/tokenizer.json", "autoencoder": "autoencoder.safetensors"}
-        names |= {"text": "text.safetensors", "transformer": "transformer.safetensors"}
-        return self.state / names[stage] if stage in names else None
+        files = {
+            "data": self.state / "tokenizer" / "tokenizer.json",
+            "autoencoder": self.state / "autoencoder.safetensors",
+            "text": self.state / "text.safetensors",
+            "transformer": self.state / "transformer.safetensors",
+            "lora": self.out / lora.FILE_NAME,
+        }
+        return files.get(stage)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ FP8_LAYERS = (
     ".feed_forward.w2.",
     ".feed_forward.w3.",
 )
+LABEL = {"format": "pt", "license": "Apache-2.0"}  # metadata of every file
 
 
 def scaled_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,13 +70,12 @@ def export(
 ) -> int:
     """Write every file but the card; returns their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    label = {"format": "pt", "license": "Apache-2.0"}
     weights = {k: v.detach().cpu().contiguous() for k, v in transformer.state_dict().items()}
-    save_file(scaled_fp8(weights), folder / "transformer.safetensors", label)
+    save_file(scaled_fp8(weights), folder / "transformer.safetensors", LABEL)
     save_file(
-        contiguous(text_encoder.state_dict(), torch.bfloat16), folder / "text_encoder.safetensors", label
+        contiguous(text_encoder.state_dict(), torch.bfloat16), folder / "text_encoder.safetensors", LABEL
     )
-    save_file(contiguous(autoencoder.state_dict(), torch.bfloat16), folder / "autoencoder.safetensors", label)
+    save_file(contiguous(autoencoder.state_dict(), torch.bfloat16), folder / "autoencoder.safetensors", LABEL)
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     factors, bias = preview
     description = {

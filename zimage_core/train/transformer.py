@@ -5,7 +5,7 @@ encoder's features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,17 @@ LONG_EVERY = 16
 BUCKET = 32  # tokens
 
 
-def latent_table(autoencoder: AutoencoderKL, drawings: Tensor) -> Tensor:
-    """Every drawing [N,128,128,4] on every named colour -> scaled latents [N,C,16,16,16]."""
+def latent_table(
+    autoencoder: AutoencoderKL, drawings: Tensor, change: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Every drawing [N,128,128,4] on every named colour, its picture changed -> scaled latents
+    [N,C,16,16,16].
+    """
     rows = []
     with torch.no_grad():
         for colour in colours():
             pixels = on_background(drawings, colour.pixel)
+            pixels = pixels if change is None else change(pixels)
             rows.append(torch.cat([autoencoder.encode(chunk).mode() for chunk in pixels.split(16)]))
     return autoencoder.to_model(torch.stack(rows, dim=1))
 
@@ -121,7 +126,28 @@ def train(
     torch.manual_seed(plan.seed)
     model = S3DiT(config, device=device)
     initialise(model)
-    count = workers if device == "cpu" else 1
+    average = fit_velocity(
+        model, latents, captions, text_encoder, tokenizer, state, plan, batch, workers, stop_at
+    )
+    model.load_state_dict(average)
+    return model.eval()
+
+
+def fit_velocity(
+    model: S3DiT,
+    latents: Tensor,
+    captions: Captions,
+    text_encoder: Qwen3TextEncoder,
+    tokenizer: Any,
+    state: Path,
+    plan: Plan,
+    batch: int,
+    workers: int,
+    stop_at: int | None,
+) -> dict[str, Tensor]:
+    """Fit whatever of the model is not frozen, on its device, and return all its weights averaged."""
+    device = model.x_pad_token.device
+    count = workers if device.type == "cpu" else 1
     shards = Shards(model, count)
     text_encoder = text_encoder.to(device)
 
@@ -141,8 +167,7 @@ def train(
             [partial(velocity_loss, text_encoder, *piece) for piece in zip(*pieces, strict=True)]
         )
 
-    model.load_state_dict(fit(model, backward, plan, state, stop_at))
-    return model.eval()
+    return fit(model, backward, plan, state, stop_at)
 
 
 def velocity_loss(
