@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+BLUEPRINTS = WORKFLOWS.parent / "subgraphs"
 NAMES = tuple(sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+BLUEPRINT_NAMES = tuple(sorted(path.stem for path in BLUEPRINTS.glob("*.json")))
+SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = -10, -20  # the ids that stand for a subgraph's own sockets
 # Node types that exist only in the page.
 NOTES = {"Note", "MarkdownNote"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -18,6 +21,33 @@ def ui_form(name: str) -> dict:
 
 def api_form(name: str) -> dict:
     return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def blueprint(name: str) -> dict:
+    return json.loads((BLUEPRINTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def inside(blueprint: dict) -> dict:
+    """The one subgraph that a blueprint defines, with its inner links as a workflow has them."""
+    (definition,) = blueprint["definitions"]["subgraphs"]
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return {**definition, "links": [[link[key] for key in keys] for link in definition["links"]]}
+
+
+def blueprint_to_api(definition: dict, contracts: dict, given: dict) -> dict:
+    """What `inside` returned -> API form: `given` maps inputs of the subgraph to links or values, the others
+    keep the inner widgets' values; its picture is saved.
+    """
+    graph = to_api(definition, contracts)
+    nodes = {node["id"]: node for node in definition["nodes"]}
+    for _, source, out_slot, target, in_slot, _ in definition["links"]:
+        if source == SUBGRAPH_INPUT and definition["inputs"][out_slot]["name"] in given:
+            name = nodes[target]["inputs"][in_slot]["name"]
+            graph[str(target)]["inputs"][name] = given[definition["inputs"][out_slot]["name"]]
+        if target == SUBGRAPH_OUTPUT:
+            save = {"images": [str(source), out_slot], "filename_prefix": "zimage/blueprint"}
+            graph["save"] = {"class_type": "SaveImage", "inputs": save}
+    return graph
 
 
 def widget_slots(contract: dict) -> list[str | None]:
@@ -36,8 +66,10 @@ def widget_slots(contract: dict) -> list[str | None]:
 
 
 def to_api(workflow: dict, contracts: dict) -> dict:
-    """UI form -> API form, by the contracts of /object_info. Plain graphs: no subgraph, no muted node."""
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    """UI form -> API form, by the contracts of /object_info. Plain graphs: no subgraph, no muted node; inside
+    a subgraph, inputs that come from outside keep their widgets' values.
+    """
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] != SUBGRAPH_INPUT}
     graph = {}
     for node in workflow["nodes"]:
         if node["type"] in NOTES:
@@ -48,7 +80,7 @@ def to_api(workflow: dict, contracts: dict) -> dict:
         if len(slots) != len(values):
             raise ValueError(f"node {node['id']} ({node['type']}): widgets {slots}, values {values}")
         inputs.update({name: value for name, value in zip(slots, values, strict=True) if name})
-        inputs.update({i["name"]: sources[i["link"]] for i in node["inputs"] if i.get("link") is not None})
+        inputs.update({i["name"]: sources[i["link"]] for i in node["inputs"] if i.get("link") in sources})
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
 
