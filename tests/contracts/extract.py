@@ -7,7 +7,6 @@ that ComfyUI's environment, for the newest version at hand, when a shipped graph
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -22,8 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI's folder")
-    host = Path(parser.parse_args().host)
+    parser.add_argument("--host", type=Path, required=True, help="a ComfyUI's folder")
+    host = parser.parse_args().host
     wanted = node_types()
     with tempfile.TemporaryDirectory() as base:
         with ComfyServer(host, Path(base), "--disable-api-nodes") as server:
@@ -31,7 +30,6 @@ def main() -> None:
             found = of_server(server, lambda name, _: name in wanted)
     if missing := wanted - found.keys():
         sys.exit(f"ComfyUI {version} has no {', '.join(sorted(missing))}.")
-    HOSTS.mkdir(exist_ok=True)
     theirs = {name: contract for name, contract in found.items() if not is_ours(name, contract)}
     save(HOSTS / f"{version}.json", theirs)
 

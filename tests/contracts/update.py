@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dev import CACHE, HOST_NAME
 from tests.contracts.object_info import NODES, broken, inputs, load, of_server, save
 from tests.host.server import PACK_ROOT, ComfyServer
 
@@ -43,16 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI's folder")
+    parser.add_argument("--host", default=os.environ.get("COMFYUI_PATH", CACHE / HOST_NAME), help="a ComfyUI")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         with ComfyServer(Path(options.host), Path(base), "--disable-api-nodes") as server:
             contracts = of_server(server, is_ours)
             english = {name: texts(server.object_info(name), contracts[name]) for name in contracts}
-    if complaints := list(broken(load(NODES), contracts) if NODES.exists() else ()):
+    if complaints := list(broken(load(NODES), contracts)):
         sys.exit("Not recorded, because it would break graphs that people have:\n" + "\n".join(complaints))
     save(NODES, contracts)
-    ENGLISH.parent.mkdir(parents=True, exist_ok=True)
     ENGLISH.write_text(json.dumps(english, indent=2) + "\n", encoding="utf-8")
 
 
