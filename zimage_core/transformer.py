@@ -224,13 +224,11 @@ class S3DiT(nn.Module):
         run_memo: list[RunMemo] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        self._check_widths(x, context)
+        memo = run_memo or [RunMemo()]
+        given = self.prepare(x, timesteps, context, num_tokens, attention_mask, transformer_options, memo)
         height, width = x.shape[-2:]
         x = self.even(x)
         rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
-        given = self.prepare(
-            x, timesteps, context, num_tokens, attention_mask, transformer_options, run_memo or [RunMemo()]
-        )
         image = self.x_embedder(self.patchify(x))
         image = self._pad(image, given.image_freqs.shape[1], self.x_pad_token)  # [B, N, D]
         image = self.refine_image(image, given, x, transformer_options)
@@ -254,7 +252,6 @@ class S3DiT(nn.Module):
             )
         return hidden
 
-    @torch.compiler.disable  # memos are Python objects; outside the graph they cause no recompilation
     def prepare(
         self,
         x: Tensor,
@@ -266,8 +263,9 @@ class S3DiT(nn.Module):
         run_memo: list[RunMemo],
     ) -> Prepared:
         """All that depends on prompt, size and timestep only, from the memo where the run has it already."""
+        self._check_widths(x, context)
         memo, *others = run_memo
-        rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
+        rows, columns = (math.ceil(side / self.config.patch_size) for side in x.shape[-2:])
         key = (*others, x.shape[0], x.dtype, x.device)
         rope_options = transformer_options.get("rope_options") or {}
         place = (rows, columns, *sorted(rope_options.items()), *key)

@@ -91,6 +91,17 @@ class HostS3DiT(S3DiT):
             **kwargs,
         )
 
+    @torch.compiler.disable
+    def prepare(self, *given: Any) -> Prepared:
+        """Outside the graph of torch.compile: the memos are Python objects, and another one would be another
+        graph. What is as long as the prompt is marked so that another length is none.
+        """
+        prepared = super().prepare(*given)
+        for tensor, dim in ((prepared.caption, 1), (prepared.freqs, 1), (prepared.key_mask, 3)):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        return prepared
+
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         patches = transformer_options.get("patches", {}).get("noise_refiner", ())
         if not patches:

@@ -7,7 +7,6 @@ python tests/host/launch.py tests/host/native_parity.py ComfyUI_FOLDER SCRATCH_F
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -17,40 +16,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HOST, SCRATCH = (Path(argument).resolve() for argument in sys.argv[1:3])
 
-# Ours first and then off the path again: the host has packages named `tests` and `nodes` too.
 sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from tests.core.random_models import random_inputs, random_s3dit, relative  # noqa: E402
+from tests.host.inside import enter, extension_module  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
 
-sys.path[:2] = [str(HOST)]
-sys.argv[1:] = ["--cpu"]
-os.chdir(HOST)
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+enter(HOST)
 import comfy.ops  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 from comfy.ldm.lumina.model import NextDiT  # noqa: E402
 
 SEED = int(os.environ.get("ZIMAGE_SEED", "1234"))
-
-
-def extension_module(name: str):
-    """A module of this extension, imported as the host does it: under the folder's path as its name."""
-    package = str(ROOT).replace(".", "_x_")
-    if package not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            package, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules[package] = importlib.util.module_from_spec(spec)
-        import utils.extra_config  # noqa: F401  (before `nodes`, which puts comfy/ and its `utils` on the path)
-
-        spec.loader.exec_module(sys.modules[package])
-    return importlib.import_module(f"{package}.{name}")
 
 
 def native(config: S3DiTConfig, state: dict) -> NextDiT:

@@ -18,7 +18,8 @@ def explained(result: Result) -> str:
 
 def saved_images(server: ComfyServer, result: Result) -> list[Image.Image]:
     assert result.ok, explained(result)
-    entries = [image for output in result.outputs.values() for image in output.get("images", [])]
+    images = [image for output in result.outputs.values() for image in output.get("images", [])]
+    entries = [image for image in images if image["type"] == "output"]  # not what PreviewImage shows
     return [Image.open(io.BytesIO(server.view(entry))) for entry in entries]
 
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-HERE = Path(__file__).resolve().parent
+from tests.host import inside
 
 
 @pytest.fixture(scope="module")
 def distances(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     """Relative L2 distances, measured in a process of the host's own."""
-    command = [sys.executable, HERE / "launch.py", HERE / "native_parity.py"]
-    folders = [os.environ["COMFYUI_PATH"], tmp_path_factory.mktemp("weights")]
-    done = subprocess.run([*map(str, command + folders)], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return inside.run("native_parity.py", tmp_path_factory.mktemp("weights"))
 
 
 def test_networks(distances: dict) -> None:

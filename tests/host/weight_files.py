@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, randomise
-from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiTConfig
+from tests.host.server import PACK_ROOT
+from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.config import NanoConfig
 
 # As wide as nano's text encoder, so that the two fit; otherwise a model of its own.
@@ -31,6 +33,9 @@ WIDE_TEXT_ENCODER = Qwen3Config(
     num_key_value_heads=1,
 )
 LORA_RANK = 4
+# ComfyUI's own loaders know Z-Image by this width and give it two refiners. Captions as wide as nano's.
+WIDE_TRANSFORMER = S3DiTConfig(n_layers=1, cap_feat_dim=NanoConfig().text_encoder.hidden_size)
+NANO_LORA = "nano_greyscale_lora.safetensors"
 
 
 def transformer() -> dict[str, Tensor]:
@@ -76,6 +81,25 @@ def unet_of_another_family() -> dict[str, Tensor]:
     }
 
 
+def wide_transformer() -> dict[str, Tensor]:
+    """0.9 B values in bf16, quickly: every tensor repeats the same random numbers, scaled by its fan-in."""
+    numbers = torch.randn(2**20 + 7, generator=torch.Generator().manual_seed(4))
+
+    def filled(name: str, shape: torch.Size) -> Tensor:
+        base = numbers * (0.1 if len(shape) == 1 else shape[-1] ** -0.5)
+        base = (base + (1.0 if len(shape) == 1 and not name.endswith("bias") else 0.0)).bfloat16()
+        return base.repeat(-(-shape.numel() // len(base)))[: shape.numel()].view(shape).clone()
+
+    network = S3DiT(WIDE_TRANSFORMER, device="meta")
+    return {name: filled(name, p.shape) for name, p in network.named_parameters()}
+
+
+def copy_nano_lora(models: Path) -> None:
+    """What the LoRA workflow's note asks for."""
+    (models / "loras").mkdir(parents=True, exist_ok=True)
+    shutil.copy(PACK_ROOT / "models" / "nano" / NANO_LORA, models / "loras")
+
+
 def write_all(models: Path) -> None:
     folder = models / "diffusion_models"
     for name in ("diffusion_models", "text_encoders", "vae", "loras"):
@@ -113,3 +137,4 @@ def write_all(models: Path) -> None:
         models / "text_encoders" / "wide_2304.safetensors",
     )
     (models / "vae" / "text.safetensors").write_text("not a model\n")
+    copy_nano_lora(models)

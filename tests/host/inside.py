@@ -1,0 +1,51 @@
+"""For scripts that run inside a ComfyUI's Python, started through launch.py with the host's folder first.
+
+The host has packages named `tests` and `nodes` too: import what is needed of ours, then call `enter`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def enter(host: Path, *options: str) -> None:
+    """Make the host's modules importable and its command line that of a CPU server with these options."""
+    while str(ROOT) in sys.path:
+        sys.path.remove(str(ROOT))
+    sys.path.insert(0, str(host))
+    sys.argv[1:] = ["--cpu", *options]
+    os.chdir(host)
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import utils.extra_config  # noqa: F401  (before `nodes`, which puts comfy/ and its `utils` on the path)
+
+
+def extension_module(name: str) -> ModuleType:
+    """A module of this extension, imported as the host does it: under the folder's path as its name."""
+    package = str(ROOT).replace(".", "_x_")
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            package, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
+
+
+def run(script: str, scratch: Path, timeout: float = 900.0) -> dict:
+    """Run a script of this folder in a process of the host's own; it answers with one line of JSON."""
+    here = Path(__file__).parent
+    command = [sys.executable, here / "launch.py", here / script, os.environ["COMFYUI_PATH"], scratch]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,279 @@
+"""What people put on a Z-Image MODEL has the effect on ours that it has on the host's own.
+
+Every row runs on a real server, on the host's model, on ours and on the host's under Accelerate, from the
+same file. They differ by rounding only, so the latents are equal to 1e-4 of their norm.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.core.random_models import relative
+from tests.host import matrix
+from tests.host.matrix import LONG, SHORT, Graph, Link
+from tests.host.server import ComfyServer
+
+CLOSE = 1e-4  # relative L2 after whole runs; one forward is held to 1e-5 elsewhere
+EFFECT = 1e-2  # a row that changes less than this would prove nothing
+
+# dpm_adaptive chooses its steps by the size of tiny differences: it ends near, not equal.
+SAMPLER_BOUNDS = {"dpm_adaptive": 1e-2}
+
+
+def host_version() -> tuple[int, ...]:
+    text = (Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").read_text()
+    return tuple(map(int, re.search(r'"([\d.]+)"', text)[1].split(".")))
+
+
+HOST = host_version() if "COMFYUI_PATH" in os.environ else (0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def wide(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    base = tmp_path_factory.mktemp("matrix")
+    matrix.write_files(base / "models", control=HOST >= (0, 5))
+    with ComfyServer(host_path, base, "--disable-api-nodes") as server:
+        yield server
+    for file in base.rglob("*.safetensors"):  # gigabytes
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def plain(wide: ComfyServer) -> torch.Tensor:
+    """What the host's own model makes when nothing is put on it."""
+    return matrix.run(wide, Graph.ksampler, sides=("native",))[0]["native"]
+
+
+def model_node(class_type: str, /, **inputs) -> Callable[[Graph, Link], Link]:
+    """A row: one MODEL -> MODEL node before a KSampler."""
+    return lambda g, model: g.ksampler(g.add(class_type, model=model, **inputs))
+
+
+def guided(g: Graph, model: Link, negative: str = LONG, **changed) -> Link:
+    return g.ksampler(model, cfg=3.0, negative=g.prompt(negative), **changed)
+
+
+def custom_advanced(g: Graph, model: Link) -> Link:
+    positive, negative = g.prompt(SHORT), g.prompt(LONG)
+    return g.add(
+        "SamplerCustomAdvanced",
+        noise=g.add("RandomNoise", noise_seed=6),
+        guider=g.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=2.5),
+        sampler=g.add("KSamplerSelect", sampler_name="dpmpp_2m"),
+        sigmas=g.add("BasicScheduler", model=model, scheduler="beta", steps=3, denoise=1.0),
+        latent_image=g.empty(),
+    )
+
+
+def lora(name: str, strength: float = 1.0) -> Callable[[Graph, Link], Link]:
+    file = f"{name}.safetensors"
+    return lambda g, model: g.ksampler(with_lora(g, model, file, strength))
+
+
+def with_lora(g: Graph, model: Link, file: str = "comfy_fused.safetensors", strength: float = 1.0) -> Link:
+    return g.add("LoraLoaderModelOnly", model=model, lora_name=file, strength_model=strength)
+
+
+def lora_for_both(g: Graph, model: Link) -> Link:
+    inputs = {"lora_name": "comfy_split.safetensors", "strength_model": 0.6, "strength_clip": 1.0}
+    return g.ksampler(g.add("LoraLoader", model=model, clip=g.clip, **inputs))
+
+
+def merged(class_type: str, **ratios: float) -> Callable[[Graph, Link], Link]:
+    def row(g: Graph, model: Link) -> Link:
+        other = with_lora(g, model)
+        return g.ksampler(g.add(class_type, model1=model, model2=other, **ratios))
+
+    return row
+
+
+def easy_cache(g: Graph, model: Link) -> Link:
+    inputs = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": True}
+    return g.ksampler(g.add("EasyCache", model=model, **inputs), steps=6)
+
+
+def scaled_rope(g: Graph, model: Link) -> Link:
+    inputs = {"scale_x": 0.5, "shift_x": 3.0, "scale_y": 2.0, "shift_y": -1.0, "scale_t": 1.0, "shift_t": 0.0}
+    return g.ksampler(g.add("ScaleROPE", model=model, **inputs))
+
+
+def half_mask(g: Graph) -> Link:
+    half = g.add("SolidMask", value=1.0, width=32, height=64)
+    whole = g.add("SolidMask", value=0.4, width=64, height=64)
+    return g.add("MaskComposite", destination=whole, source=half, x=0, y=0, operation="add")
+
+
+def differential(g: Graph, model: Link) -> Link:
+    picture = g.add("EmptyImage", width=64, height=64, batch_size=1, color=0xC03020)
+    encoded = g.add("VAEEncode", pixels=picture, vae=g.vae)
+    latent = g.add("SetLatentNoiseMask", samples=encoded, mask=half_mask(g))
+    return g.ksampler(g.add("DifferentialDiffusion", model=model), steps=4, denoise=0.8, latent_image=latent)
+
+
+def areas(g: Graph, model: Link) -> Link:
+    at = {"width": 32, "height": 64, "x": 0, "y": 0, "strength": 0.8}
+    left = g.add("ConditioningSetArea", conditioning=g.prompt(LONG), **at)
+    masked = g.add(
+        "ConditioningSetMask",
+        conditioning=g.prompt("a blue house"),
+        mask=half_mask(g),
+        strength=0.7,
+        set_cond_area="default",
+    )
+    both = g.add("ConditioningCombine", conditioning_1=left, conditioning_2=g.prompt(SHORT))
+    three = g.add("ConditioningCombine", conditioning_1=both, conditioning_2=masked)
+    return g.ksampler(model, positive=three)
+
+
+def timestep_ranges(g: Graph, model: Link) -> Link:
+    early = g.add("ConditioningSetTimestepRange", conditioning=g.prompt(SHORT), start=0.0, end=0.4)
+    late = g.add("ConditioningSetTimestepRange", conditioning=g.prompt(LONG), start=0.4, end=1.0)
+    both = g.add("ConditioningCombine", conditioning_1=early, conditioning_2=late)
+    return g.ksampler(model, positive=both, steps=4)
+
+
+def hooks(g: Graph, model: Link) -> Link:
+    """A LoRA that acts on one of two conditionings, at half strength from the middle on."""
+    hook = g.add("CreateHookLoraModelOnly", lora_name="comfy_fused.safetensors", strength_model=1.0)
+    key = g.add("CreateHookKeyframe", strength_mult=0.5, start_percent=0.5)
+    hook = g.add("SetHookKeyframes", hooks=hook, hook_kf=key)
+    inputs = {"cond_NEW": g.prompt(LONG), "strength": 1.0, "set_cond_area": "default", "hooks": hook}
+    both = g.add(
+        "ConditioningCombine",
+        conditioning_1=g.add("ConditioningSetProperties", **inputs),
+        conditioning_2=g.prompt(SHORT),
+    )
+    return g.ksampler(model, positive=both, steps=3)
+
+
+def control(g: Graph, model: Link) -> Link:
+    picture = g.add("EmptyImage", width=64, height=64, batch_size=1, color=0x20C030)
+    patch = g.add("ModelPatchLoader", name="control.safetensors")
+    inputs = {"model_patch": patch, "vae": g.vae, "strength": 0.8, "image": picture}
+    return g.ksampler(g.add("ZImageFunControlnet", model=model, **inputs))
+
+
+ROWS: dict[str, tuple[Callable[[Graph, Link], Link], tuple[int, ...]]] = {  # name -> graph, oldest host
+    "guidance, captions of two lengths": (guided, ()),
+    "guidance, captions of one length": (lambda g, m: guided(g, m, "a green pear"), ()),
+    "batch of 3, guided": (lambda g, m: guided(g, m, latent_image=g.empty(3)), ()),
+    "odd latent": (lambda g, m: g.ksampler(m, latent_image=g.empty(1, 72, 104)), ()),
+    "SamplerCustomAdvanced": (custom_advanced, ()),
+    "ModelSamplingAuraFlow": (model_node("ModelSamplingAuraFlow", shift=6.0), ()),
+    "LoraLoader": (lora_for_both, ()),
+    "LoRA comfy fused": (lora("comfy_fused"), ()),
+    "LoRA comfy split": (lora("comfy_split"), ()),
+    "LoRA kohya fused": (lora("kohya_fused"), ()),
+    "LoRA lycoris split": (lora("lycoris_split"), ()),
+    "LoRA peft split": (lora("peft_split"), (0, 4)),
+    "LoRA bare split": (lora("bare_split"), (0, 4)),
+    "LoRA bare, default adapter": (lora("bare_default"), (0, 4)),
+    "LoRA bypass": (
+        model_node("LoraLoaderBypassModelOnly", lora_name="comfy_fused.safetensors", strength_model=1.0),
+        (0, 11),
+    ),
+    "ModelMergeSimple": (merged("ModelMergeSimple", ratio=0.4), ()),
+    "ModelMergeBlocks": (merged("ModelMergeBlocks", input=0.9, middle=0.5, out=0.2), ()),
+    "EasyCache": (easy_cache, ()),
+    "ScaleROPE": (scaled_rope, ()),
+    "DifferentialDiffusion": (differential, ()),
+    "conditioning areas and masks": (areas, ()),
+    "timestep ranges": (timestep_ranges, ()),
+    "hooks": (hooks, ()),
+    "ZImageFunControlnet": (control, (0, 5)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, (_, since) in ROWS.items() if since <= HOST])
+def test_row(wide: ComfyServer, plain: torch.Tensor, name: str) -> None:
+    mark = len(wide.log)
+    latents, _ = matrix.run(wide, ROWS[name][0])
+    found = matrix.distances(latents)
+    assert all(distance <= CLOSE for distance in found.values()), found
+    if latents["native"].shape == plain.shape:
+        assert relative(latents["native"], plain) > EFFECT, "the row changes nothing: it proves nothing"
+    log = wide.log[mark:]
+    assert "not loaded" not in log and "ERROR lora" not in log
+    if name == "EasyCache":
+        skipped = [int(n) for n in re.findall(r"skipped (\d+)/", log)]
+        assert len(skipped) == len(latents) and min(skipped) >= 1, skipped
+
+
+def test_every_sampler(wide: ComfyServer) -> None:
+    names = ksampler_choices(wide, "sampler_name")
+    assert len(names) > 30
+    found = {}
+    for name in names:
+        latents, _ = matrix.run(
+            wide, lambda g, model, name=name: g.ksampler(model, sampler_name=name), sides=("native", "ours")
+        )
+        found[name] = matrix.distances(latents)["ours"]
+    far = {name: d for name, d in found.items() if d > SAMPLER_BOUNDS.get(name, CLOSE)}
+    assert not far
+
+
+def test_every_scheduler(wide: ComfyServer) -> None:
+    found = {}
+    for name in ksampler_choices(wide, "scheduler"):
+        latents, _ = matrix.run(
+            wide, lambda g, model, name=name: g.ksampler(model, scheduler=name), sides=("native", "ours")
+        )
+        found[name] = matrix.distances(latents)["ours"]
+    assert len(found) > 5
+    assert all(distance <= CLOSE for distance in found.values()), found
+
+
+def ksampler_choices(server: ComfyServer, name: str) -> list[str]:
+    kind, *options = server.object_info("KSampler")["input"]["required"][name]
+    return kind if isinstance(kind, list) else options[0]["options"]
+
+
+def test_saved_with_its_lora_and_loaded_again(wide: ComfyServer) -> None:
+    """What ModelSave writes from our MODEL is the same model in the host's loader and in ours."""
+    graph = Graph()
+    changed = with_lora(graph, graph.model("ours"))
+    graph.add("ModelSave", model=changed, filename_prefix="diffusion_models/saved")
+    latent = graph.add("SaveLatent", samples=graph.ksampler(changed), filename_prefix="latents/before")
+    result = wide.run(graph.nodes, timeout=900)
+    before = matrix.saved(wide, result, latent)
+    (file,) = (wide.base / "output" / "diffusion_models").glob("saved*.safetensors")
+    try:
+        latents, _ = matrix.run(wide, Graph.ksampler, file=file.name)
+    finally:
+        file.unlink()
+    assert all(relative(latent, before) <= CLOSE for latent in latents.values())
+
+
+def test_accelerate_leaves_the_given_model_alone(wide: ComfyServer, plain: torch.Tensor) -> None:
+    """Both in one graph, one after the other: neither marks the other."""
+    latents, _ = matrix.run(wide, lambda g, m: g.ksampler(m, seed=8), sides=("accelerated", "native"))
+    again, _ = matrix.run(wide, Graph.ksampler, sides=("native",))
+    assert matrix.distances(latents)["accelerated"] <= CLOSE
+    assert torch.equal(again["native"], plain)
+
+
+@pytest.mark.skipif(HOST < (0, 14), reason="the host has no TextEncodeZImageOmni")
+def test_reference_images_are_ignored_with_a_message(wide: ComfyServer) -> None:
+    """The weights have no omni keys: the prompt counts, the images do not, and the log says so."""
+
+    def row(with_vae: bool) -> Callable[[Graph, Link], Link]:
+        def make(g: Graph, model: Link) -> Link:
+            image = g.add("EmptyImage", width=64, height=64, batch_size=1, color=0x20C030)
+            more = {"vae": g.vae} if with_vae else {}
+            inputs = {"clip": g.clip, "prompt": SHORT, "image1": image, "auto_resize_images": False, **more}
+            return g.ksampler(model, positive=g.add("TextEncodeZImageOmni", **inputs))
+
+        return make
+
+    mark = len(wide.log)
+    with_images, _ = matrix.run(wide, row(True), sides=("ours", "accelerated"))
+    assert "no omni keys" in wide.log[mark:]
+    without, _ = matrix.run(wide, row(False), sides=("ours", "accelerated"))
+    for side, latent in with_images.items():
+        assert torch.equal(latent, without[side]), side
