@@ -1,12 +1,14 @@
 """Graphs that run one setting on the host's own Z-Image, on our MODEL, and on the host's under Accelerate.
 
-All three take the same file: every width of the 6 B model, few layers, but captions as wide as the nano text
-encoder's, so that real prompts go in.
+All three take the same file, with captions as wide as the nano text encoder's, so that real prompts go in.
+By default it is small. ZIMAGE_MATRIX=wide takes every width of the 6 B model, in few layers: the same rows in
+some ten times the time, with nothing but the host's own loader under the host's model.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +22,14 @@ from tests.host.server import ComfyServer, Result
 from zimage_core import S3DiTConfig
 from zimage_core.config import NanoConfig
 
-CONFIG = S3DiTConfig(n_layers=1, cap_feat_dim=NanoConfig().text_encoder.hidden_size)
-FILE = "wide.safetensors"
+WIDE = os.environ.get("ZIMAGE_MATRIX") == "wide"
+CAPTION = NanoConfig().text_encoder.hidden_size
+SMALL_CONFIG = S3DiTConfig(  # where the host rounds or bounds a size, as the host has it
+    dim=256, n_layers=2, n_heads=2, ffn_dim=768, t_hidden=256, cap_feat_dim=CAPTION
+)
+CONFIG = S3DiTConfig(n_layers=1, cap_feat_dim=CAPTION) if WIDE else SMALL_CONFIG
+FILE = "matrix.safetensors"
+PACK = "small_native.py"  # beside this file
 SIDES = ("native", "ours", "accelerated")
 SHORT = "a red apple"
 LONG = "a picture of a green tree and a small house beside it, on a blue background, seen from the front " * 2
@@ -48,7 +56,10 @@ class Graph:
     def model(self, side: str) -> Link:
         if side == "ours":
             return self.add("ZImageModelLoader", transformer=self.file, weight_dtype="auto")
-        native = self.add("UNETLoader", unet_name=self.file, weight_dtype="default")
+        if WIDE:
+            native = self.add("UNETLoader", unet_name=self.file, weight_dtype="default")
+        else:
+            native = self.add("NativeZImage", name=self.file)
         return native if side == "native" else self.add("ZImageAccelerate", model=native)
 
     @property
@@ -148,7 +159,7 @@ def lora_dialects(rank: int = 4) -> dict[str, dict[str, Tensor]]:
         return down, 0.5 * torch.randn(rows, rank, generator=generator) / rank**0.5
 
     blocks = [f"layers.{i}" for i in range(CONFIG.n_layers)]
-    blocks += [f"{kind}.{i}" for kind in ("noise_refiner", "context_refiner") for i in range(2)]
+    blocks += ["noise_refiner.1", "context_refiner.0"]
     for block in blocks:
         parts = [pair(dim, dim) for _ in range(3)]
         for name, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):

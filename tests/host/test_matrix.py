@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,10 +38,13 @@ HOST = host_version() if "COMFYUI_PATH" in os.environ else (0, 0, 0)
 @pytest.fixture(scope="module")
 def wide(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = tmp_path_factory.mktemp("matrix")
-    matrix.write_files(base / "models", control=HOST >= (0, 5))
-    with ComfyServer(host_path, base, "--disable-api-nodes") as server:
+    matrix.write_files(base / "models", control="ZImageFunControlnet" in RUN)
+    (base / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name(matrix.PACK), base / "custom_nodes")
+    two = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"} if matrix.WIDE else None
+    with ComfyServer(host_path, base, "--disable-api-nodes", packs=(matrix.PACK,), environment=two) as server:
         yield server
-    for file in base.rglob("*.safetensors"):  # gigabytes
+    for file in base.rglob("*.safetensors"):  # may be gigabytes
         file.unlink()
 
 
@@ -117,7 +121,7 @@ def differential(g: Graph, model: Link) -> Link:
 
 
 def areas(g: Graph, model: Link) -> Link:
-    at = {"width": 32, "height": 64, "x": 0, "y": 0, "strength": 0.8}
+    at = {"width": 64, "height": 64, "x": 64, "y": 0, "strength": 0.8}
     left = g.add("ConditioningSetArea", conditioning=g.prompt(LONG), **at)
     masked = g.add(
         "ConditioningSetMask",
@@ -128,7 +132,7 @@ def areas(g: Graph, model: Link) -> Link:
     )
     both = g.add("ConditioningCombine", conditioning_1=left, conditioning_2=g.prompt(SHORT))
     three = g.add("ConditioningCombine", conditioning_1=both, conditioning_2=masked)
-    return g.ksampler(model, positive=three)
+    return g.ksampler(model, positive=three, latent_image=g.empty(1, 128, 64))
 
 
 def timestep_ranges(g: Graph, model: Link) -> Link:
@@ -159,41 +163,50 @@ def control(g: Graph, model: Link) -> Link:
     return g.ksampler(g.add("ZImageFunControlnet", model=model, **inputs))
 
 
-ROWS: dict[str, tuple[Callable[[Graph, Link], Link], tuple[int, ...]]] = {  # name -> graph, oldest host
-    "guidance, captions of two lengths": (guided, ()),
-    "guidance, captions of one length": (lambda g, m: guided(g, m, "a green pear"), ()),
-    "batch of 3, guided": (lambda g, m: guided(g, m, latent_image=g.empty(3)), ()),
-    "odd latent": (lambda g, m: g.ksampler(m, latent_image=g.empty(1, 72, 104)), ()),
-    "SamplerCustomAdvanced": (custom_advanced, ()),
-    "ModelSamplingAuraFlow": (model_node("ModelSamplingAuraFlow", shift=6.0), ()),
-    "LoraLoader": (lora_for_both, ()),
-    "LoRA comfy fused": (lora("comfy_fused"), ()),
-    "LoRA comfy split": (lora("comfy_split"), ()),
-    "LoRA kohya fused": (lora("kohya_fused"), ()),
-    "LoRA lycoris split": (lora("lycoris_split"), ()),
-    "LoRA peft split": (lora("peft_split"), (0, 4)),
-    "LoRA bare split": (lora("bare_split"), (0, 4)),
-    "LoRA bare, default adapter": (lora("bare_default"), (0, 4)),
-    "LoRA bypass": (
-        model_node("LoraLoaderBypassModelOnly", lora_name="comfy_fused.safetensors", strength_model=1.0),
-        (0, 11),
-    ),
-    "ModelMergeSimple": (merged("ModelMergeSimple", ratio=0.4), ()),
-    "ModelMergeBlocks": (merged("ModelMergeBlocks", input=0.9, middle=0.5, out=0.2), ()),
-    "EasyCache": (easy_cache, ()),
-    "ScaleROPE": (scaled_rope, ()),
-    "DifferentialDiffusion": (differential, ()),
-    "conditioning areas and masks": (areas, ()),
-    "timestep ranges": (timestep_ranges, ()),
-    "hooks": (hooks, ()),
-    "ZImageFunControlnet": (control, (0, 5)),
+SINCE = {  # rows that older hosts have no node or no key map for
+    "LoRA peft split": (0, 4),
+    "LoRA bare split": (0, 4),
+    "LoRA bare, default adapter": (0, 4),
+    "LoRA bypass": (0, 11),
+    "ZImageFunControlnet": (0, 5),
 }
+ROWS: dict[str, Callable[[Graph, Link], Link]] = {
+    "guidance, captions of two lengths": guided,
+    "guidance, captions of one length": lambda g, m: guided(g, m, "a green pear"),
+    "batch of 3, guided": lambda g, m: guided(g, m, latent_image=g.empty(3)),
+    "odd latent": lambda g, m: g.ksampler(m, latent_image=g.empty(1, 72, 104)),
+    "SamplerCustomAdvanced": custom_advanced,
+    "ModelSamplingAuraFlow": model_node("ModelSamplingAuraFlow", shift=6.0),
+    "LoraLoader": lora_for_both,
+    "LoRA comfy fused": lora("comfy_fused"),
+    "LoRA comfy split": lora("comfy_split"),
+    "LoRA kohya fused": lora("kohya_fused"),
+    "LoRA lycoris split": lora("lycoris_split"),
+    "LoRA peft split": lora("peft_split"),
+    "LoRA bare split": lora("bare_split"),
+    "LoRA bare, default adapter": lora("bare_default"),
+    "LoRA bypass": model_node(
+        "LoraLoaderBypassModelOnly", lora_name="comfy_fused.safetensors", strength_model=1.0
+    ),
+    "ModelMergeSimple": merged("ModelMergeSimple", ratio=0.4),
+    "ModelMergeBlocks": merged("ModelMergeBlocks", input=0.9, middle=0.5, out=0.2),
+    "EasyCache": easy_cache,
+    "ScaleROPE": scaled_rope,
+    "DifferentialDiffusion": differential,
+    "conditioning areas and masks": areas,
+    "timestep ranges": timestep_ranges,
+    "hooks": hooks,
+    "ZImageFunControlnet": control,
+}
+RUN = [
+    name for name in ROWS if SINCE.get(name, ()) <= HOST and (matrix.WIDE or name != "ZImageFunControlnet")
+]
 
 
-@pytest.mark.parametrize("name", [name for name, (_, since) in ROWS.items() if since <= HOST])
+@pytest.mark.parametrize("name", RUN)
 def test_row(wide: ComfyServer, plain: torch.Tensor, name: str) -> None:
     mark = len(wide.log)
-    latents, _ = matrix.run(wide, ROWS[name][0])
+    latents, _ = matrix.run(wide, ROWS[name])
     found = matrix.distances(latents)
     assert all(distance <= CLOSE for distance in found.values()), found
     if latents["native"].shape == plain.shape:
@@ -258,22 +271,29 @@ def test_accelerate_leaves_the_given_model_alone(wide: ComfyServer, plain: torch
     assert torch.equal(again["native"], plain)
 
 
-@pytest.mark.skipif(HOST < (0, 14), reason="the host has no TextEncodeZImageOmni")
-def test_reference_images_are_ignored_with_a_message(wide: ComfyServer) -> None:
-    """The weights have no omni keys: the prompt counts, the images do not, and the log says so."""
+if HOST >= (0, 14):  # it has TextEncodeZImageOmni
 
-    def row(with_vae: bool) -> Callable[[Graph, Link], Link]:
-        def make(g: Graph, model: Link) -> Link:
-            image = g.add("EmptyImage", width=64, height=64, batch_size=1, color=0x20C030)
-            more = {"vae": g.vae} if with_vae else {}
-            inputs = {"clip": g.clip, "prompt": SHORT, "image1": image, "auto_resize_images": False, **more}
-            return g.ksampler(model, positive=g.add("TextEncodeZImageOmni", **inputs))
+    def test_reference_images_are_ignored_with_a_message(wide: ComfyServer) -> None:
+        """The weights have no omni keys: the prompt counts, the images do not, and the log says so."""
 
-        return make
+        def row(with_vae: bool) -> Callable[[Graph, Link], Link]:
+            def make(g: Graph, model: Link) -> Link:
+                image = g.add("EmptyImage", width=64, height=64, batch_size=1, color=0x20C030)
+                more = {"vae": g.vae} if with_vae else {}
+                inputs = {
+                    "clip": g.clip,
+                    "prompt": SHORT,
+                    "image1": image,
+                    "auto_resize_images": False,
+                    **more,
+                }
+                return g.ksampler(model, positive=g.add("TextEncodeZImageOmni", **inputs))
 
-    mark = len(wide.log)
-    with_images, _ = matrix.run(wide, row(True), sides=("ours", "accelerated"))
-    assert "no omni keys" in wide.log[mark:]
-    without, _ = matrix.run(wide, row(False), sides=("ours", "accelerated"))
-    for side, latent in with_images.items():
-        assert torch.equal(latent, without[side]), side
+            return make
+
+        mark = len(wide.log)
+        with_images, _ = matrix.run(wide, row(True), sides=("ours", "accelerated"))
+        assert "no omni keys" in wide.log[mark:]
+        without, _ = matrix.run(wide, row(False), sides=("ours", "accelerated"))
+        for side, latent in with_images.items():
+            assert torch.equal(latent, without[side]), side
