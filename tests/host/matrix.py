@@ -29,6 +29,7 @@ SMALL_CONFIG = S3DiTConfig(  # where the host rounds or bounds a size, as the ho
 )
 CONFIG = S3DiTConfig(n_layers=1, cap_feat_dim=CAPTION) if WIDE else SMALL_CONFIG
 FILE = "matrix.safetensors"
+CHECKPOINT = "all_in_one.safetensors"
 PACK = "small_native.py"  # beside this file
 SIDES = ("native", "ours", "accelerated")
 SHORT = "a red apple"
@@ -121,10 +122,13 @@ def distances(latents: dict[str, Tensor]) -> dict[str, float]:
 
 
 def write_files(models: Path, control: bool) -> None:
-    for name in ("diffusion_models", "loras", "model_patches"):
+    for name in ("checkpoints", "diffusion_models", "loras", "model_patches"):
         (models / name).mkdir(parents=True, exist_ok=True)
     state = random_s3dit(CONFIG, seed=7).state_dict()
     save_file({k: v.bfloat16() for k, v in state.items()}, models / "diffusion_models" / FILE)
+    if WIDE:
+        whole = {f"model.diffusion_model.{k}": v.bfloat16() for k, v in state.items()}
+        save_file(whole, models / "checkpoints" / CHECKPOINT)
     for name, tensors in lora_dialects().items():
         save_file(tensors, models / "loras" / f"{name}.safetensors")
     if control:

@@ -12,12 +12,12 @@ import folder_paths
 import torch
 
 
-def load(name, disable_dynamic=False):
-    state = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("diffusion_models", name))
+def patcher(state, operations=None, dtype=torch.float32):
+    """A MODEL around the host's network; operations and dtype as its loaders would choose them for a file."""
     state = {key.removeprefix("model.diffusion_model."): value for key, value in state.items()}
-    dim, head = state["x_embedder.weight"].shape[0], 128
+    dim, head = state["x_embedder.bias"].shape[0], 128
     sizes = {"dim": dim, "n_heads": dim // head, "n_kv_heads": dim // head, "n_layers": 2}
-    sizes |= {"cap_feat_dim": state["cap_embedder.1.weight"].shape[1], "axes_dims": [32, 48, 48]}
+    sizes |= {"cap_feat_dim": state["cap_embedder.0.weight"].shape[0], "axes_dims": [32, 48, 48]}
     config = comfy.supported_models.ZImage(
         {
             **{"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "qk_norm": True, **sizes},
@@ -25,13 +25,18 @@ def load(name, disable_dynamic=False):
             **{"z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32},
         }
     )
-    config.set_inference_dtype(torch.float32, None)
+    config.custom_operations = operations
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(state, "")
     model.load_model_weights(state, "")
     device = management.get_torch_device()
-    patcher = comfy.model_patcher.ModelPatcher(model, device, management.unet_offload_device())
-    patcher.cached_patcher_init = (load, (name,))
-    return patcher
+    return comfy.model_patcher.ModelPatcher(model, device, management.unet_offload_device())
+
+
+def load(name, disable_dynamic=False):
+    made = patcher(comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("diffusion_models", name)))
+    made.cached_patcher_init = (load, (name,))
+    return made
 
 
 class NativeZImage:

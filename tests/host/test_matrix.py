@@ -263,12 +263,50 @@ def test_saved_with_its_lora_and_loaded_again(wide: ComfyServer) -> None:
     assert all(relative(latent, before) <= CLOSE for latent in latents.values())
 
 
+def test_accelerate_keeps_what_was_on_the_model(wide: ComfyServer) -> None:
+    """LoRA, shift and rope scale put on before it act as they do without it."""
+
+    def row(fast: bool) -> Callable[[Graph, Link], Link]:
+        def make(g: Graph, model: Link) -> Link:
+            model = g.add("ModelSamplingAuraFlow", model=with_lora(g, model), shift=6.0)
+            rope = {"scale_x": 0.5, "shift_x": 3.0, "scale_y": 2.0, "shift_y": -1.0}
+            model = g.add("ScaleROPE", model=model, scale_t=1.0, shift_t=0.0, **rope)
+            return g.ksampler(g.add("ZImageAccelerate", model=model) if fast else model)
+
+        return make
+
+    plain, _ = matrix.run(wide, row(False), sides=("native",))
+    fast, _ = matrix.run(wide, row(True), sides=("native",))
+    assert relative(fast["native"], plain["native"]) <= CLOSE
+
+
 def test_accelerate_leaves_the_given_model_alone(wide: ComfyServer, plain: torch.Tensor) -> None:
     """Both in one graph, one after the other: neither marks the other."""
     latents, _ = matrix.run(wide, lambda g, m: g.ksampler(m, seed=8), sides=("accelerated", "native"))
     again, _ = matrix.run(wide, Graph.ksampler, sides=("native",))
     assert matrix.distances(latents)["accelerated"] <= CLOSE
     assert torch.equal(again["native"], plain)
+
+
+if matrix.WIDE:
+
+    @pytest.mark.parametrize("loader", ["fp8", "checkpoint"])
+    def test_accelerate_under_other_loaders(wide: ComfyServer, loader: str) -> None:
+        """An fp8 MODEL of UNETLoader, and the MODEL of an all-in-one checkpoint."""
+
+        def row(fast: bool) -> Callable[[Graph, Link], Link]:
+            def make(g: Graph, _: Link) -> Link:
+                if loader == "fp8":
+                    model = g.add("UNETLoader", unet_name=g.file, weight_dtype="fp8_e4m3fn")
+                else:
+                    model = g.add("CheckpointLoaderSimple", ckpt_name=matrix.CHECKPOINT)
+                return g.ksampler(g.add("ZImageAccelerate", model=model) if fast else model)
+
+            return make
+
+        plain, _ = matrix.run(wide, row(False), sides=("native",))
+        fast, _ = matrix.run(wide, row(True), sides=("native",))
+        assert relative(fast["native"], plain["native"]) <= CLOSE
 
 
 if HOST >= (0, 14):  # it has TextEncodeZImageOmni
