@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from PIL import Image
 
 from tests.host.graphs import changed, node_of
@@ -72,13 +73,23 @@ def test_another_prompt_reloads_no_model(server, turbo):
     }
 
 
-def test_another_transformer_reloads_only_that_part(server, turbo):
-    """The loader runs again, but the parts that did not change are the same objects."""
-    server.run(turbo)
+@pytest.mark.parametrize(
+    "widget, value, part",
+    [
+        ("transformer", "good.safetensors", "transformer"),
+        ("weight_dtype", "bf16", "transformer"),
+        ("vae", "nano_copy.safetensors", "autoencoder"),
+    ],
+)
+def test_the_loader_reloads_only_the_part_that_changed(server, turbo, widget, value, part):
+    """Counted in the log, where each part that is read leaves a line."""
+    assert server.run(turbo).ok
     mark = len(server.log)
-    result = server.run(changed(turbo, ZImageLoader__transformer="good.safetensors"))
+    result = server.run(changed(turbo, **{f"ZImageLoader__{widget}": value}))
     assert result.ok, explained(result)
-    assert "Requested to load AutoencodingEngine" not in server.log[mark:]
+    log = server.log[mark:]
+    read = {kind: log.count(f"Z-Image {kind}:") for kind in ("transformer", "text encoder", "autoencoder")}
+    assert read == {kind: int(kind == part) for kind in read}
 
 
 def test_pictures_follow_prompt_and_seed(server, turbo):

@@ -33,6 +33,7 @@ WIDE_TEXT_ENCODER = Qwen3Config(
     num_key_value_heads=1,
 )
 LORA_RANK = 4
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 # ComfyUI's own loaders know Z-Image by this width and give it two refiners. Captions as wide as nano's.
 WIDE_TRANSFORMER = S3DiTConfig(n_layers=1, cap_feat_dim=NanoConfig().text_encoder.hidden_size)
 NANO_LORA = "nano_greyscale_lora.safetensors"
@@ -136,5 +137,6 @@ def write_all(models: Path) -> None:
         randomise(Qwen3TextEncoder(WIDE_TEXT_ENCODER, language_model=True), seed=3).state_dict(),
         models / "text_encoders" / "wide_2304.safetensors",
     )
+    shutil.copy(NANO / "autoencoder.safetensors", models / "vae" / "nano_copy.safetensors")
     (models / "vae" / "text.safetensors").write_text("not a model\n")
     copy_nano_lora(models)
