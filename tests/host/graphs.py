@@ -92,6 +92,16 @@ def set_widget(workflow: dict, node_type: str, slot: int, value) -> None:
             node["widgets_values"][slot] = value
 
 
+def models_needed(workflow: dict) -> set[str]:
+    """The files that a workflow's loaders have chosen and it says where to download."""
+    return {
+        model["name"]
+        for node in workflow["nodes"]
+        for model in node["properties"].get("models", [])
+        if model["name"] in node.get("widgets_values", [])
+    }
+
+
 def node_of(graph: dict, class_type: str) -> str:
     """The id of the first node of a type in an API graph."""
     return next(key for key, node in graph.items() if node["class_type"] == class_type)

@@ -1,0 +1,42 @@
+"""Where the pages of the supported hosts differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """One generation of ComfyUI's page; where nothing else is said, the texts are CSS selectors."""
+
+    alarm: str  # appears when nodes are missing, and when a run fails
+    to_details: str | None  # in the alarm: leads to what went wrong, where the alarm itself does not say it
+    details: str
+    missing_nodes: str  # what the details then say, as text
+    # Before 1.35 loading a language throws away what extensions translate (ComfyUI_frontend#7214).
+    translates_extensions: bool
+
+
+# The oldest version with these properties -> the properties.
+FRONTENDS = {
+    (1, 32): Frontend(
+        "[role=dialog]",
+        None,
+        "[role=dialog]",
+        "This workflow has missing nodes",
+        translates_extensions=False,
+    ),
+    (1, 49): Frontend(
+        "[data-testid=error-overlay], [role=dialog]",
+        "[data-testid=error-overlay-see-errors]",
+        "[data-testid=properties-panel]",
+        "Missing Node Packs",
+        translates_extensions=True,
+    ),
+}
+
+
+def frontend(version: str) -> Frontend:
+    """The properties of a page by its version, such as "1.49.6"."""
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    return FRONTENDS[max(known for known in FRONTENDS if known <= numbers)]
