@@ -55,14 +55,13 @@ class ZImageTurboSampler(io.ComfyNode):
             search_aliases=["ksampler", "z-image sampler", "zit sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="Z-Image Turbo, with any LoRA applied."),
+                # Without a display name of its own: pages show that one in every language.
                 io.Conditioning.Input(
                     "conditioning",
-                    display_name="positive",
                     tooltip="The encoded prompt. Turbo has no negative.",
                 ),
                 io.Latent.Input(
                     "latent_image",
-                    display_name="latent",
                     tooltip="An empty latent, or an encoded picture with denoise below 1.",
                 ),
                 io.Int.Input(
