@@ -111,12 +111,14 @@ class ComfyPage:
         """A canvas with one new node in the middle, wide enough for every text on it; it is clicked on."""
         self.clear()
         node_id, place = self.page.evaluate(
-            """type => {
+            """async type => {
                 const node = LiteGraph.createNode(type)
                 app.graph.add(node)
                 node.setSize([500, node.size[1]])
                 app.canvas.ds.scale = 1
                 app.canvas.centerOnNode(node)
+                // A click finds only nodes that have been drawn.
+                for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
                 const title = [node.pos[0] + 100, node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT / 2]
                 return [node.id, app.canvas.convertOffsetToCanvas(title)]
             }""",
