@@ -4,7 +4,8 @@ from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
 from .guidance import ZImageGuider
 from .latent import ZImageLatent
-from .loaders import ZImageLoader, ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader
+from .loaders import ZImageLoader
+from .part_loaders import ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader
 from .sampling import ZImageSigmas, ZImageTurboSampler
 
 NODES = (

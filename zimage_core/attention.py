@@ -29,31 +29,29 @@ class Attention(nn.Module):
         """x: [B, S, dim]; mask: None or bool [B, 1, 1, S] of the keys to see; freqs: rope table of S
         tokens.
         """
+        q, k, v = self.project(x)
+        q = rotate(q, freqs)  # one after the other: each frees what it came from
+        k = rotate(k, freqs)
+        return self.out(self.attend(q, k, v, mask, transformer_options))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed q [B, S, heads, D], normed k and v [B, S, kv_heads, D]."""
         q, k, v = (
             self.qkv(x)
             .unflatten(-1, (-1, self.head_dim))
             .split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         )
-        return self.out(self.attend(self.q_norm(q), self.k_norm(k), v, mask, freqs, transformer_options))
+        return self.q_norm(q), self.k_norm(k), v
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        freqs: Tensor,
-        transformer_options: dict,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict
     ) -> Tensor:
-        """Normed q [B, S, heads, D], k and v [B, S, kv_heads, D] -> [B, S, heads * D]. The host overrides
-        this.
-        """
-        q, k, v = self.placed(q, k, v, freqs)
+        """Of q, k and v as `project` gives them, turned to their positions: [B, S, heads * D]."""
+        q, k, v = self.by_head(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
-    def placed(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q and k turned to their positions, k and v repeated for each head: all [B, heads, S, D]."""
-        q, k = rotate(q, freqs), rotate(k, freqs)
+    def by_head(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All three as [B, heads, S, D], k and v repeated where heads share them."""
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=2) for t in (k, v))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

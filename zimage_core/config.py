@@ -121,7 +121,7 @@ REFERENCE_MAX_TOKENS = 512  # the reference pipeline cuts the templated prompt h
 LATENT_DOWNSCALE = 8  # pixels per latent cell
 SIZE_MULTIPLE = 16  # the autoencoder's 8 x the patch size 2
 
-# Width x height of the official sizes (zimage.md 4.5), and the nano model's.
+# Width x height of the official sizes, and the nano model's.
 _LANDSCAPE = {
     "1024": ((1152, 896), (1152, 864), (1248, 832), (1280, 720), (1344, 576)),
     "1280": ((1440, 1120), (1472, 1104), (1536, 1024), (1536, 864), (1680, 720)),

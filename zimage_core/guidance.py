@@ -1,4 +1,4 @@
-"""Classifier-free guidance as the reference pipeline does it for Z-Image Base (zimage.md 4.2)."""
+"""Classifier-free guidance as the reference pipeline does it for Z-Image Base."""
 
 from __future__ import annotations
 

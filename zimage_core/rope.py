@@ -15,7 +15,7 @@ def rope_table(ids: Tensor, axes_dims: Sequence[int], theta: float) -> Tensor:
 
     ids: [..., S, len(axes_dims)] positions. Returns float32 [..., S, 1, sum(axes_dims) / 2, 2, 2],
     broadcastable over heads.
-    Angles are computed in float64: bfloat16 or float32 positions would lose large images (zimage.md 8.3).
+    Angles are computed in float64: bfloat16 or float32 positions would lose large images.
     """
     if ids.device.type == "mps":  # has no float64
         return rope_table(ids.cpu(), axes_dims, theta).to(ids.device)
@@ -34,11 +34,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """
     pairs = x.float().unflatten(-1, (-1, 1, 2))
     turned = (table[..., 0] * pairs[..., 0]).addcmul_(table[..., 1], pairs[..., 1])
+    del pairs  # as large as the result below and this together
     return turned.flatten(-2).type_as(x)
 
 
 def caption_ids(length: int, device: torch.device | None = None) -> Tensor:
-    """[length, 3]: caption token i sits at frame i + 1, row 0, column 0 (zimage.md 0.4)."""
+    """[length, 3]: caption token i sits at frame i + 1, row 0, column 0."""
     ids = torch.zeros(length, 3, dtype=torch.float32, device=device)
     ids[:, 0] = torch.arange(1, length + 1, dtype=torch.float32, device=device)
     return ids

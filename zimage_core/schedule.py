@@ -1,4 +1,4 @@
-"""Sigma grids of rectified flow: 1 is pure noise, 0 the picture (zimage.md 4.1)."""
+"""Sigma grids of rectified flow: 1 is pure noise, 0 the picture."""
 
 from __future__ import annotations
 

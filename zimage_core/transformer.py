@@ -23,6 +23,16 @@ Modulation = tuple[
 ]  # scale and gate of attention, scale and gate of feed-forward: [B, 1, D]
 
 
+def in_range(x: Tensor) -> Tensor:
+    """float16 overflows in three places, each before a norm that takes the scale away again: what became
+    infinite there is brought back to the largest number.
+    """
+    if x.dtype != torch.float16:
+        return x
+    largest = torch.finfo(torch.float16).max
+    return torch.nan_to_num(x, nan=0.0, posinf=largest, neginf=-largest)
+
+
 class TimestepEmbedder(nn.Module):
     """Sigma's complement t in [0, 1000] -> the adaLN input. The sinusoid is float32, as in the reference."""
 
@@ -54,7 +64,7 @@ class FeedForward(nn.Module):
         self.w3 = operations.Linear(config.dim, config.ffn_dim, bias=False, **place)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(in_range(F.silu(self.w1(x)) * self.w3(x)))
 
 
 class Block(nn.Module):
@@ -96,17 +106,18 @@ class Block(nn.Module):
     ) -> Tensor:
         """x: [B, S, D] -> [B, S, D]."""
         if modulation is None:
-            x = x + self.attention_norm2(
-                self.attention(self.attention_norm1(x), mask, freqs, transformer_options=transformer_options)
+            out = self.attention(
+                self.attention_norm1(x), mask, freqs, transformer_options=transformer_options
             )
-            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+            x = x + self.attention_norm2(in_range(out))
+            return x + self.ffn_norm2(in_range(self.feed_forward(self.ffn_norm1(x))))
         scale_a, gate_a, scale_m, gate_m = modulation
-        x = x + gate_a * self.attention_norm2(
-            self.attention(
-                self.attention_norm1(x) * scale_a, mask, freqs, transformer_options=transformer_options
-            )
+        out = self.attention(
+            self.attention_norm1(x) * scale_a, mask, freqs, transformer_options=transformer_options
         )
-        return x + gate_m * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale_m))
+        x = x + gate_a * self.attention_norm2(in_range(out))
+        del out  # as large as x, while the feed-forward needs the most
+        return x + gate_m * self.ffn_norm2(in_range(self.feed_forward(self.ffn_norm1(x) * scale_m)))
 
 
 class FinalLayer(nn.Module):
@@ -229,14 +240,26 @@ class S3DiT(nn.Module):
         height, width = x.shape[-2:]
         x = self.even(x)
         rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
-        image = self.x_embedder(self.patchify(x))
-        image = self._pad(image, given.image_freqs.shape[1], self.x_pad_token)  # [B, N, D]
-        image = self.refine_image(image, given, x, transformer_options)
-        hidden = torch.cat((given.caption, image), dim=1)  # [B, S, D]
-        hidden = self.joint(hidden, given, x, transformer_options)
+        # tokens on their way get no name here: each would stay in memory while the layers run
+        hidden = self.joint(
+            torch.cat((given.caption, self.embed_image(x, given, transformer_options)), dim=1),
+            given,
+            x,
+            transformer_options,
+        )  # [B, S, D]
         start = given.caption.shape[1]
         patches = self.final_layer(hidden[:, start : start + rows * columns], given.final_scale)
         return -self.unpatchify(patches, rows, columns)[..., :height, :width]  # they predict clean - noise
+
+    def embed_image(self, x: Tensor, given: Prepared, transformer_options: dict) -> Tensor:
+        """[B, C, H, W] of even sides -> image tokens [B, N, D]."""
+        length = given.image_freqs.shape[1]
+        return self.refine_image(
+            self._pad(self.x_embedder(self.patchify(x)), length, self.x_pad_token),
+            given,
+            x,
+            transformer_options,
+        )
 
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         """Image tokens [B, N, D] through the noise refiner; x is what the host's patches may ask for."""

@@ -1,4 +1,4 @@
-"""A text encoder file -> the host's CLIP: its own Qwen3 class, at any size (comfyui-host.md R.4)."""
+"""A text encoder file -> the host's CLIP: its own Qwen3 class, at any size."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .files import NANO
 NANO_TOKENIZER = NANO / "tokenizer"
 
 
-def load_clip(path: Path) -> tuple[Any, Checkpoint]:
-    """CLIP, and what its file holds. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
+def load_clip(path: Path) -> Any:
+    """The host's CLIP. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
     checkpoint = read_text_encoder(path)
     logging.info("Z-Image text encoder: %s", checkpoint.summary)
     if checkpoint.config == Qwen3Config():
-        return _load_qwen3_4b(path, checkpoint), checkpoint
+        return _load_qwen3_4b(path, checkpoint)
     if path.parent != NANO:
         c = checkpoint.config
         raise WeightsError(
             f"{path.name} is a Qwen3 of {c.num_hidden_layers} layers, {c.hidden_size} wide; "
             "Z-Image needs Qwen3-4B: 36 layers, 2560 wide (qwen_3_4b.safetensors)."
         )
-    return _load_small(checkpoint), checkpoint
+    return _load_small(checkpoint)
 
 
 def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:

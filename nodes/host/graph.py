@@ -8,8 +8,10 @@ from typing import Any
 from comfy_execution.graph_utils import GraphBuilder
 
 
-def expanded(nodes: Iterable[tuple[str, dict]]) -> tuple[list[Any], dict]:
-    """(node id, inputs) of independent nodes -> the first output of each, and the graph to expand into."""
+def expanded(parts: Iterable[Any]) -> tuple[list[Any], dict | None]:
+    """Results and the graph that makes those still missing, which are given as (node id, inputs) of the node
+    whose first output they are. No graph where nothing is missing.
+    """
     builder = GraphBuilder()
-    links = [builder.node(node_id, **inputs).out(0) for node_id, inputs in nodes]
-    return links, builder.finalize()
+    results = [builder.node(part[0], **part[1]).out(0) if isinstance(part, tuple) else part for part in parts]
+    return results, builder.finalize() or None

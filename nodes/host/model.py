@@ -1,4 +1,4 @@
-"""A transformer file -> the host's MODEL (comfyui-host.md R.1)."""
+"""A transformer file -> the host's MODEL."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NanoLatentFormat(comfy.latent_formats.Flux):
         self.taesd_decoder_name = None
 
 
-def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = False) -> Any:
+def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool = False) -> Any:
     """A MODEL from a file or folder of any dialect, in whatever patcher class the host uses now.
 
     Raises WeightsError for files that are no Z-Image transformer, and for unknown weight types.
@@ -58,8 +58,14 @@ def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = 
         raise WeightsError(f"weight_dtype is {weight_dtype!r}, expected one of {', '.join(DTYPES)}")
     checkpoint = read_transformer(path)
     logging.info("Z-Image transformer: %s", checkpoint.summary)
-    config = Config({"image_model": "lumina2", **dataclasses.asdict(checkpoint.config)})
-    built_in = Path(path).parent == NANO
+    config = Config(
+        {
+            "image_model": "lumina2",
+            **dataclasses.asdict(checkpoint.config),
+            "allow_fp16": checkpoint.fits_float16,  # newer hosts ask, for cards without bfloat16
+        }
+    )
+    built_in = path.parent == NANO
     if built_in:
         config.latent_format = NanoLatentFormat()
     dtype = DTYPES[weight_dtype]
@@ -81,7 +87,6 @@ def load_patcher(path: str, weight_dtype: str = "auto", disable_dynamic: bool = 
     if "assign" in inspect.signature(model.load_model_weights).parameters:
         options["assign"] = patcher.is_dynamic()
     model.load_model_weights(state, "", **options)
-    model.summary = checkpoint.summary
     patcher.cached_patcher_init = (load_patcher, (path, weight_dtype))
     return patcher
 

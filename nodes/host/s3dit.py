@@ -13,10 +13,15 @@ from torch import Tensor
 
 from ...zimage_core.attention import Attention
 from ...zimage_core.config import S3DiTConfig
+from ...zimage_core.rope import rotate
 from ...zimage_core.run_memo import TimestepMemo
 from ...zimage_core.transformer import Block, Prepared, S3DiT
 from .conds import caption_conds
 
+# The host's rule for one forward: latent cells x bytes of the type x this, in percent of a MiB. Our peak is
+# 86 to 91 kB a token in bfloat16 (bench memory); 1.25 leaves room for what libraries and allocator add.
+MEMORY_FACTOR = 1.25
+PATCH_AREA = S3DiTConfig.patch_size**2  # latent cells per token
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
 
 
@@ -25,42 +30,42 @@ class HostAttention(Attention):
     around it in the joint layers.
     """
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        freqs: Tensor,
-        transformer_options: dict,
+    def forward(
+        self, x: Tensor, mask: Tensor | None, freqs: Tensor, transformer_options: dict = {}
     ) -> Tensor:
-        patches = transformer_options.get("patches", {}) if "block_index" in transformer_options else {}
-        extra = {**transformer_options, "n_heads": self.heads, "dim_head": self.head_dim}
-        for patch in patches.get("attn1_patch", ()):
-            q, k, v, freqs, mask = self._patched(patch, q, k, v, freqs, mask, extra)
+        patches = transformer_options.get("patches", {})
+        changes = patches.get("attn1_patch", ())
+        if not changes or "block_index" not in transformer_options:
+            return super().forward(x, mask, freqs, transformer_options)
+        # patches see [B, heads, S, D] before rope, and a rope table to match
+        found = dict(zip("qkv", (t.transpose(1, 2) for t in self.project(x)), strict=True))
+        found |= {"pe": freqs.transpose(1, 2), "attn_mask": mask}
+        for patch in changes:
+            out = patch(**found, extra_options=self.extra_options(transformer_options))
+            found |= {name: out[name] for name in found if name in out}
+        q, k, v, freqs = (found[name].transpose(1, 2) for name in ("q", "k", "v", "pe"))
+        q, k = rotate(q, freqs), rotate(k, freqs)
+        return self.out(self.attend(q, k, v, found["attn_mask"], transformer_options))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict
+    ) -> Tensor:
         if mask is not None and mask.dtype == torch.bool:  # not every backend of the host takes bool
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
         out = host_attention.optimized_attention_masked(
-            *self.placed(q, k, v, freqs),
+            *self.by_head(q, k, v),
             self.heads,
             mask,
             skip_reshape=True,
             transformer_options=transformer_options,
         )
-        for patch in patches.get("attn1_output_patch", ()):
-            out = patch(out, extra)
+        if "block_index" in transformer_options:
+            for patch in transformer_options.get("patches", {}).get("attn1_output_patch", ()):
+                out = patch(out, self.extra_options(transformer_options))
         return out
 
-    @staticmethod
-    def _patched(
-        patch: Any, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor, mask: Tensor | None, extra: dict
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """The host's patches see [B, heads, S, D] before rope, and a rope table to match."""
-        swapped = [t.transpose(1, 2) for t in (q, k, v)]
-        out = patch(*swapped, pe=freqs.transpose(1, 2), attn_mask=mask, extra_options=extra)
-        q, k, v = (out.get(name, t).transpose(1, 2) for name, t in zip("qkv", swapped, strict=True))
-        freqs = out["pe"].transpose(1, 2) if "pe" in out else freqs
-        return q, k, v, freqs, out.get("attn_mask", mask)
+    def extra_options(self, transformer_options: dict) -> dict:
+        return {**transformer_options, "n_heads": self.heads, "dim_head": self.head_dim}
 
 
 class HostS3DiT(S3DiT):
@@ -104,10 +109,8 @@ class HostS3DiT(S3DiT):
 
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         patches = transformer_options.get("patches", {}).get("noise_refiner", ())
-        if not patches:
-            return super().refine_image(image, given, x, transformer_options)
         shown = {
-            "img_input": image,
+            "img_input": image if patches else None,
             "txt": given.caption,
             "pe": given.image_freqs,
             "vec": given.adaln_input,
@@ -222,6 +225,13 @@ class Model(comfy.model_base.Lumina2):
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=build
         )
         self.timestep_memo = TimestepMemo()
+        self.memory_usage_factor = MEMORY_FACTOR
+        self.memory_usage_factor_conds = ("c_crossattn",)
+        self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], 1, shape[1] * PATCH_AREA]}
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict:
+        caption = kwargs.get("cross_attn")
+        return {} if caption is None else {"c_crossattn": list(caption.shape)}
 
     def extra_conds(self, **kwargs: Any) -> dict:
         multiple = self.model_config.unet_config["pad_multiple"]

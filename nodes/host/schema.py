@@ -9,9 +9,7 @@ from comfy_api.latest import io
 
 
 def known(make: Any, *args: Any, **kwargs: Any) -> Any:
-    """make(*args, **kwargs) without the keywords that this host's `make` has no parameter for
-    (comfyui-host.md A.2).
-    """
+    """make(*args, **kwargs) without the keywords that this host's `make` has no parameter for."""
     accepted = inspect.signature(make).parameters
     return make(*args, **{k: v for k, v in kwargs.items() if k in accepted})
 

@@ -1,4 +1,4 @@
-"""An autoencoder file -> the host's VAE, narrow ones included (comfyui-host.md R.4)."""
+"""An autoencoder file -> the host's VAE, narrow ones included."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import comfy.sd
 import torch
 
 from ...zimage_core.config import AutoencoderConfig
-from ...zimage_core.weights import Checkpoint, read_autoencoder
+from ...zimage_core.weights import read_autoencoder
 
 
-def load_vae(path: Path) -> tuple[Any, Checkpoint]:
-    """VAE, and what its file holds. Raises WeightsError when the file is no 16-channel Flux autoencoder."""
+def load_vae(path: Path) -> Any:
+    """The host's VAE. Raises WeightsError when the file is no 16-channel Flux autoencoder."""
     checkpoint = read_autoencoder(path)
     logging.info("Z-Image autoencoder: %s", checkpoint.summary)
     state, c = checkpoint.plain(), checkpoint.config
     if c == AutoencoderConfig():
-        return comfy.sd.VAE(sd=state), checkpoint
+        return comfy.sd.VAE(sd=state)
     moments, z = 2 * c.z_channels, c.z_channels
     first = next(iter(state.values()))
     state |= {  # the host's class for given sizes has these two; identities leave the rest as it is
@@ -42,4 +42,4 @@ def load_vae(path: Path) -> tuple[Any, Checkpoint]:
     }
     vae = comfy.sd.VAE(sd=state, config={"params": {"ddconfig": sizes, "embed_dim": z}})
     vae.latent_channels = z
-    return vae, checkpoint
+    return vae

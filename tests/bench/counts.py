@@ -39,7 +39,7 @@ class Work(TorchDispatchMode):
 
 
 def formula(config: S3DiTConfig, image: int, caption: int) -> float:
-    """Operations of one forward's block linears and attention (performance.md 2a), timestep part aside."""
+    """Operations of one forward's block linears and attention, timestep part aside."""
     linear = 4 * config.dim**2 + 3 * config.dim * config.ffn_dim
 
     def stack(layers: int, tokens: int) -> float:

@@ -1,7 +1,7 @@
 """One forward of ours, the host's NextDiT and diffusers: the same weights, interleaved in one process.
 
 On a GPU the whole 6 B model at 512, 1024 and 2048 pixels; on a CPU full-width slices of it. The limit is the
-same matrix products and attention alone, measured in the same run (performance.md 2 and 4).
+same matrix products and attention alone, measured in the same run.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from zimage_core.guidance import Guidance
 from zimage_core.schedule import flow_sigmas, turbo_sigmas
 
-TABLE = {  # zimage.md 4.1, shift 3 but for the last
+TABLE = {  # shift 3 but for the last
     (4, 3.0): [1, 0.9, 0.75, 0.5],
     (6, 3.0): [1, 0.9375, 0.857143, 0.75, 0.6, 0.375],
     (8, 3.0): [1, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],

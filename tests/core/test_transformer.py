@@ -122,6 +122,20 @@ def test_pads_are_attended() -> None:
     assert relative(model(x, sigma, caption), before) > 1e-3
 
 
+def test_float16_overflow_is_brought_back() -> None:
+    """Weights whose products exceed float16's 65504: the norms behind them take the scale away again."""
+    (seed,) = seeds(1)
+    model = random_s3dit(TINY, seed)
+    for name, p in model.named_parameters():
+        if name.endswith(("feed_forward.w1.weight", "feed_forward.w3.weight", "feed_forward.w2.weight")):
+            p.mul_(60.0)
+    x, sigma, caption = random_inputs(TINY, seed)
+    exact = model(x, sigma, caption)
+    half = model.half()(x.half(), sigma, caption.half())
+    assert torch.isfinite(half).all()
+    assert relative(half, exact) < 0.5
+
+
 def test_wrong_widths_are_named() -> None:
     model = random_s3dit(TINY, 0)
     x, sigma, caption = random_inputs(TINY, 0)

@@ -106,7 +106,7 @@ def block_linears(state: dict[str, Tensor]) -> list[str]:
 
 
 def quantised(state: dict[str, Tensor], scale_name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """fp8 weights with a scale each, and the float weights that they stand for (q * scale, zimage.md 7.2)."""
+    """fp8 weights with a scale each, and the float weights that they stand for (q * scale)."""
     out, truth = {k: v.bfloat16() for k, v in state.items()}, dict(state)
     for layer in block_linears(state):
         scale = state[f"{layer}.weight"].abs().max() / 448

@@ -78,7 +78,7 @@ def runs() -> tuple[dict[str, float], dict[str, int]]:
     latent = torch.zeros(1, 16, 9, 14)
     noise = comfy.sample.prepare_noise(latent, SEED)
     makers = {
-        "ours": lambda: extension_module("nodes.host.model").load_patcher(str(path), "fp32"),
+        "ours": lambda: extension_module("nodes.host.model").load_patcher(path, "fp32"),
         "native": lambda: comfy.sd.load_diffusion_model(str(path), {"dtype": torch.float32}),
     }
     made, counts = {}, Counter()

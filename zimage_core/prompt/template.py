@@ -1,6 +1,4 @@
-"""The chat template and tokenisation of the reference: one user turn, thinking on, no system turn (zimage.md
-2).
-"""
+"""The chat template and tokenisation of the reference: one user turn, thinking on, no system turn."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from ..transformer import S3DiT
 from ..weights.quantised import quantise_fp8
 
 # the large matrices of the blocks; embedders, modulation, norms, pads and the last layer stay in bf16
-# (zimage.md 7.7)
 FP8_LAYERS = (
     ".attention.qkv.",
     ".attention.out.",
@@ -30,7 +29,7 @@ LABEL = {"format": "pt", "license": "Apache-2.0"}  # metadata of every file
 
 
 def scaled_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The old scaled layout (zimage.md 7.3): a `scaled_fp8` marker, and per layer an fp8 weight with its
+    """The old scaled layout: a `scaled_fp8` marker, and per layer an fp8 weight with its
     `scale_weight`.
     """
     out = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}

@@ -59,6 +59,14 @@ class Checkpoint:
         return sum(v.numel() for k, v in self.tensors.items() if k.rpartition(".")[2] not in companions)
 
     @property
+    def fits_float16(self) -> bool:
+        """Whether a transformer's activations stay in float16's range: so for Turbo, not for Base. ComfyUI's
+        measure, the spread of one norm's weights, tells the two apart.
+        """
+        norm = self.tensors[f"layers.{max(0, self.config.n_layers - 2)}.ffn_norm1.weight"]
+        return float(norm.float().std(unbiased=False)) < 0.42
+
+    @property
     def summary(self) -> str:
         """One line for people: name, size, precision."""
         millions = self.parameters / 1e6

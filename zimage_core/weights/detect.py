@@ -1,6 +1,4 @@
-"""Tensor shapes -> configuration. Every size is read, never assumed: the stacks disagree at small sizes
-(zimage.md 1.1).
-"""
+"""Tensor shapes -> configuration. Every size is read, never assumed: the stacks disagree at small sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter names in the wild <-> ours, which are those of ComfyUI's single files (zimage.md 1.8 and 3).
+"""Parameter names in the wild <-> ours, which are those of ComfyUI's single files.
 
 Tables, not code: every rule rewrites a layer's path and so carries `.weight`, `.bias` and quantisation
 companions alike.

@@ -1,7 +1,7 @@
 """fp8 layouts in files -> one form: `<layer>.weight` in fp8 with `<layer>.weight_scale`, and a format per
 layer.
 
-Two layouts are read (zimage.md 7.2, 7.3): ComfyUI's `comfy_quant` markers (or the same in the file's
+Two layouts are read: ComfyUI's `comfy_quant` markers (or the same in the file's
 metadata), and the
 older `scaled_fp8` marker with `scale_weight` and `scale_input`. W = weight * weight_scale.
 """

@@ -1,0 +1,144 @@
+"""Runs inside a ComfyUI's Python: what the host expects our MODEL to need, and what a forward allocates.
+
+Every width of the 6 B model in bfloat16; layers are alike, so two stand for thirty. Without a GPU nothing is
+computed: tensors are fake, and their bytes are counted as they come and go. Writes one JSON line to standard
+output.
+
+python tests/host/launch.py tests/host/memory_inside.py ComfyUI_FOLDER SCRATCH_FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import weakref
+from pathlib import Path
+
+HOST = Path(sys.argv[1]).resolve()
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_iter  # noqa: E402
+
+from tests.host.inside import enter, extension_module  # noqa: E402
+from zimage_core import S3DiTConfig  # noqa: E402
+
+enter(HOST, "--use-pytorch-cross-attention")
+import comfy.model_management  # noqa: E402
+import comfy.ops  # noqa: E402
+from comfy.ldm.lumina.model import NextDiT  # noqa: E402
+
+# the rule that holds on cards: a flash kernel, which needs no memory of its own to speak of
+comfy.model_management.pytorch_attention_flash_attention = lambda: True
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CONFIG = S3DiTConfig(n_layers=2)
+SIZES = [(512, 1), (512, 4), (1024, 1), (1024, 2), (1024, 4), (1536, 1), (2048, 1), (2048, 2)]
+CAPTIONS = [64, 512]  # tokens
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of all storages that operators made and that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.holders: dict[int, int] = {}
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = operator(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                key = tensor.untyped_storage()._cdata
+                if key in self.holders or key not in given:
+                    self.hold(tensor, key)
+        return out
+
+    def hold(self, tensor: torch.Tensor, key: int) -> None:
+        size = tensor.untyped_storage().nbytes()
+        if key not in self.holders:
+            self.holders[key] = 0
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        self.holders[key] += 1
+        weakref.finalize(tensor, self.release, key, size)
+
+    def release(self, key: int, size: int) -> None:
+        self.holders[key] -= 1
+        if self.holders[key] == 0:
+            del self.holders[key]
+            self.live -= size
+
+
+class FusedNorm(TorchFunctionMode):
+    """On cards RMS norm is one kernel; on the CPU it is several, with float32 copies between them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.rms_norm or function is torch.nn.functional.rms_norm:
+            return torch.empty_like(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+def forward(network, side: int, batch: int, length: int, **more) -> None:
+    x = torch.empty(batch, 16, side // 8, side // 8, dtype=torch.bfloat16, device=DEVICE)
+    context = torch.empty(batch, length, CONFIG.cap_feat_dim, dtype=torch.bfloat16, device=DEVICE)
+    network(x, torch.ones(batch, device=DEVICE), context, (length,) * batch, **more)
+
+
+def peak(network, *sizes: int, **more) -> int:
+    """Peak bytes over two steps of a run, beside the weights."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward(network, *sizes, **more)
+        forward(network, *sizes, **more)
+        return torch.cuda.max_memory_allocated() - before
+    tracker = Peak()
+    with FusedNorm(), tracker:
+        forward(network, *sizes, **more)
+        forward(network, *sizes, **more)
+    return tracker.peak
+
+
+def native() -> NextDiT:
+    return NextDiT(
+        patch_size=2, in_channels=16, dim=CONFIG.dim, n_layers=CONFIG.n_layers, n_refiner_layers=2,
+        n_heads=CONFIG.n_heads, n_kv_heads=CONFIG.n_kv_heads, ffn_dim_multiplier=8 / 3, norm_eps=1e-5,
+        qk_norm=True, cap_feat_dim=CONFIG.cap_feat_dim, axes_dims=list(CONFIG.axes_dims),
+        axes_lens=[1536, 512, 512], rope_theta=256.0, z_image_modulation=True, time_scale=1000.0,
+        pad_tokens_multiple=32, image_model="lumina2", dtype=torch.bfloat16, device=DEVICE,
+        operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+
+
+def ours():
+    model = extension_module("nodes.host.model")
+    config = model.Config({"image_model": "lumina2", **dataclasses.asdict(CONFIG)})
+    config.set_inference_dtype(torch.bfloat16, None)
+    config.custom_operations = comfy.ops.disable_weight_init
+    return config.get_model({}, "", device=DEVICE)
+
+
+memo = extension_module("zimage_core.run_memo").RunMemo
+rows = []
+tensors = contextlib.nullcontext() if DEVICE == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
+with tensors, torch.no_grad():
+    base = ours()
+    for side, batch in SIZES:
+        for length in CAPTIONS:
+            caption = torch.empty(batch, length, CONFIG.cap_feat_dim)
+            conds = {k: [v] for k, v in base.extra_conds_shapes(cross_attn=caption).items()}
+            expected = base.memory_required([batch, 16, side // 8, side // 8], cond_shapes=conds)
+            found = peak(base.diffusion_model, side, batch, length, run_memo=[memo()])
+            rows.append(
+                {"side": side, "batch": batch, "caption": length, "expected": expected, "peak": found}
+            )
+    theirs = peak(native(), 1024, 1, CAPTIONS[0])
+answer = {"rows": rows, "native": theirs, "device": DEVICE}
+sys.stdout.write(json.dumps(answer) + "\n")
