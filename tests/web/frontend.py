@@ -13,8 +13,6 @@ class Frontend:
     to_details: str | None  # in the alarm: leads to what went wrong, where the alarm itself does not say it
     details: str
     missing_nodes: str  # what the details then say, as text
-    # Before 1.35 loading a language throws away what extensions translate (ComfyUI_frontend#7214).
-    translates_extensions: bool
 
 
 # The oldest version with these properties -> the properties.
@@ -24,14 +22,12 @@ FRONTENDS = {
         None,
         "[role=dialog]",
         "This workflow has missing nodes",
-        translates_extensions=False,
     ),
     (1, 49): Frontend(
         "[data-testid=error-overlay], [role=dialog]",
         "[data-testid=error-overlay-see-errors]",
         "[data-testid=properties-panel]",
         "Missing Node Packs",
-        translates_extensions=True,
     ),
 }
 

@@ -30,10 +30,7 @@ def test_titles_and_labels(open_page, our_nodes, locale, nodes_2):
     assert set(texts) == set(our_nodes)
     absent = {}
     for node_type, contract in our_nodes.items():
-        if locale == "en" or comfy.frontend.translates_extensions:
-            wanted = {texts[node_type]["display_name"], *labels(contract, texts[node_type])}
-        else:
-            wanted = {contract["display_name"]}  # this page cannot; the nodes stay as they are written
+        wanted = {texts[node_type]["display_name"], *labels(contract, texts[node_type])}
         comfy.add_alone(node_type)
         absent[node_type] = comfy.never_shown(wanted)
     assert {node_type: texts for node_type, texts in absent.items() if texts} == {}
