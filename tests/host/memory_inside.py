@@ -26,12 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_iter  # noqa: E402
 
 from tests.host.inside import enter, extension_module  # noqa: E402
+from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
 
 enter(HOST, "--use-pytorch-cross-attention")
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
-from comfy.ldm.lumina.model import NextDiT  # noqa: E402
 
 # the rule that holds on cards: a flash kernel, which needs no memory of its own to speak of
 comfy.model_management.pytorch_attention_flash_attention = lambda: True
@@ -106,17 +106,6 @@ def peak(network, *sizes: int, **more) -> int:
     return tracker.peak
 
 
-def native() -> NextDiT:
-    return NextDiT(
-        patch_size=2, in_channels=16, dim=CONFIG.dim, n_layers=CONFIG.n_layers, n_refiner_layers=2,
-        n_heads=CONFIG.n_heads, n_kv_heads=CONFIG.n_kv_heads, ffn_dim_multiplier=8 / 3, norm_eps=1e-5,
-        qk_norm=True, cap_feat_dim=CONFIG.cap_feat_dim, axes_dims=list(CONFIG.axes_dims),
-        axes_lens=[1536, 512, 512], rope_theta=256.0, z_image_modulation=True, time_scale=1000.0,
-        pad_tokens_multiple=32, image_model="lumina2", dtype=torch.bfloat16, device=DEVICE,
-        operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
-
-
 def ours():
     model = extension_module("nodes.host.model")
     config = model.Config({"image_model": "lumina2", **dataclasses.asdict(CONFIG)})
@@ -139,6 +128,6 @@ with tensors, torch.no_grad():
             rows.append(
                 {"side": side, "batch": batch, "caption": length, "expected": expected, "peak": found}
             )
-    theirs = peak(native(), 1024, 1, CAPTIONS[0])
+    theirs = peak(native_network(CONFIG, dtype=torch.bfloat16, device=DEVICE), 1024, 1, CAPTIONS[0])
 answer = {"rows": rows, "native": theirs, "device": DEVICE}
 sys.stdout.write(json.dumps(answer) + "\n")

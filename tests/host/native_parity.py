@@ -22,27 +22,19 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tests.core.random_models import random_inputs, random_s3dit, relative  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
+from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
 
 enter(HOST)
-import comfy.ops  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
-from comfy.ldm.lumina.model import NextDiT  # noqa: E402
 
 SEED = int(os.environ.get("ZIMAGE_SEED", "1234"))
 
 
-def native(config: S3DiTConfig, state: dict) -> NextDiT:
+def native(config: S3DiTConfig, state: dict) -> torch.nn.Module:
     """The host's network; its q and k norms get the published eps, which it leaves at the machine's."""
-    model = NextDiT(
-        patch_size=2, in_channels=16, dim=config.dim, n_layers=config.n_layers,
-        n_refiner_layers=config.n_refiner_layers, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
-        ffn_dim_multiplier=8 / 3, norm_eps=config.norm_eps, qk_norm=True,
-        cap_feat_dim=config.cap_feat_dim, axes_dims=list(config.axes_dims), axes_lens=[1536, 512, 512],
-        rope_theta=config.rope_theta, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
-        image_model="lumina2", dtype=torch.float32, operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
+    model = native_network(config, dtype=torch.float32)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing in ([], ["norm_final.weight"]) and not unexpected, (missing, unexpected)
     for name, module in model.named_modules():

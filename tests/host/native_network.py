@@ -1,0 +1,23 @@
+"""The host's own Z-Image network at the sizes of one of our configurations; for scripts inside a ComfyUI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zimage_core import S3DiTConfig
+
+
+def native_network(config: S3DiTConfig, **place: Any) -> Any:
+    """A NextDiT with empty weights; place: dtype and device."""
+    import comfy.ops
+    from comfy.ldm.lumina.model import NextDiT
+
+    return NextDiT(
+        patch_size=config.patch_size, in_channels=config.in_channels, dim=config.dim,
+        n_layers=config.n_layers, n_refiner_layers=config.n_refiner_layers, n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads, ffn_dim_multiplier=8 / 3, norm_eps=config.norm_eps, qk_norm=True,
+        cap_feat_dim=config.cap_feat_dim, axes_dims=list(config.axes_dims), axes_lens=[1536, 512, 512],
+        rope_theta=config.rope_theta, z_image_modulation=True, time_scale=config.t_scale,
+        pad_tokens_multiple=config.pad_multiple, image_model="lumina2",
+        operations=comfy.ops.disable_weight_init, **place,
+    )  # fmt: skip
