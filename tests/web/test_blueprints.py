@@ -9,7 +9,7 @@ def test_blueprints_can_be_taken_from_the_node_library(open_page):
     comfy.clear()
     comfy.sidebar("Node Library")
     for name in graphs.BLUEPRINT_NAMES:
-        comfy.page.locator("input[placeholder^='Search']:visible").first.fill(name.split(" (")[0])
+        comfy.page.locator("input[placeholder^='Search']:visible").first.fill(name)
         comfy.page.get_by_text(name, exact=True).click()
         # Older pages have put the node down by now, newer ones wait for a place.
         comfy.page.locator("#graph-canvas").click(position={"x": 900, "y": 500})
