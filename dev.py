@@ -196,19 +196,24 @@ class Progress:
     """Shows a running graph on the console: a line per node, with the sampler's steps in it."""
 
     def __init__(self, graph: dict):
-        self.graph, self.begun, self.shown, self.total = graph, time.monotonic(), 1, len(graph) + 1
+        self.graph, self.begun, self.total = graph, time.monotonic(), len(graph) + 1
+        self.shown: set[str] = set()
 
     def show(self, event: dict) -> None:
         data = event["data"]
         if event["type"] == "executing" and data["node"] is not None:
-            self.shown += 1
-            self.line(self.graph[data["node"]]["class_type"])
+            node = data.get("display_node") or data["node"]  # a node that runs as several is shown as one
+            if node not in self.shown:
+                self.shown.add(node)
+                self.line(self.graph[node]["class_type"])
         elif event["type"] == "progress" and data["max"] > 1:
             name = self.graph.get(str(data["node"]), {}).get("class_type", "")
             self.line(f"{name} step {data['value']}/{data['max']}")
 
     def line(self, text: str) -> None:
-        print(f"[{self.shown}/{self.total}] {time.monotonic() - self.begun:5.1f} s  {text}", flush=True)
+        print(
+            f"[{len(self.shown) + 1}/{self.total}] {time.monotonic() - self.begun:5.1f} s  {text}", flush=True
+        )
 
 
 def test(options: argparse.Namespace, host: Path) -> int:
