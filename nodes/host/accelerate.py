@@ -47,12 +47,14 @@ def adopt(model: Any) -> HostS3DiT:
     """Our S3-DiT whose layers are the modules of the host's network."""
     theirs = model.get_model_object("diffusion_model")
     found = type(theirs).__name__
-    if not isinstance(model.model, comfy.model_base.Lumina2) or not hasattr(theirs, "cap_pad_token"):
+    settings = {}
+    if isinstance(model.model, comfy.model_base.Lumina2):
+        settings = model.model.model_config.unet_config
+    if not settings.get("z_image_modulation") or not hasattr(theirs, "cap_pad_token"):
         raise NotZImage(
             f"This MODEL is {type(model.model).__name__} ({found}), not Z-Image. Connect a Z-Image MODEL, or "
             "take this node out of the graph."
         )
-    settings = model.model.model_config.unet_config
     if getattr(theirs, "siglip_embedder", None) is not None or hasattr(theirs, "dec_net"):
         raise NotZImage("This MODEL is an omni or pixel-space Z-Image, which runs on the host's code only.")
     config = _config(settings, theirs)
