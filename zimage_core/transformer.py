@@ -147,9 +147,7 @@ class Prepared(NamedTuple):
     caption: Tensor  # [B, L, D] refined
     image_freqs: Tensor  # rope table of the N image tokens
     freqs: Tensor  # rope table of all S tokens
-    key_mask: (
-        Tensor | None
-    )  # bool [B, 1, 1, S], only where captions of different padded lengths share a batch
+    key_mask: Tensor | None  # bool [B, 1, 1, S], where padded caption lengths differ in a batch
     adaln_input: Tensor  # [B, t_dim]
     refiner_modulations: list[Modulation]
     layer_modulations: list[Modulation]

@@ -83,18 +83,23 @@ def storages(module: torch.nn.Module) -> set[int]:
 def on(name: str) -> dict:
     """One kind of MODEL: is it the same picture, on the same tensors, and whole again afterwards?"""
     native = MODELS[name]()
+    embedded = []  # captions that were embedded: ours does it once a run, the host once a step
+    native.model.diffusion_model.cap_embedder[1].register_forward_hook(lambda *_: embedded.append(1))
     plain = sampled(native)
+    captions = [len(embedded)]
     theirs = type(native.model.diffusion_model).__name__
     fast, _ = accelerate.accelerated(native)
     network = fast.get_model_object("diffusion_model")
     shared = storages(network) <= storages(native.model.diffusion_model)
     calls = PackedOps.calls
     made = sampled(fast)
+    captions.append(len(embedded) - captions[0])
     used = PackedOps.calls - calls
     fast.unpatch_model()
     return {
         "distance": relative(made, plain),
         "shared": shared,
+        "captions": captions,
         "packed calls": used,
         "restored": type(native.model.diffusion_model).__name__ == theirs,
         "same again": relative(sampled(native), plain),

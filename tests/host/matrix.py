@@ -19,15 +19,15 @@ from torch import Tensor
 from tests.core.random_models import random_s3dit, relative
 from tests.host.pictures import explained
 from tests.host.server import ComfyServer, Result
+from tests.host.weight_files import WIDE_TRANSFORMER
 from zimage_core import S3DiTConfig
-from zimage_core.config import NanoConfig
 
 WIDE = os.environ.get("ZIMAGE_MATRIX") == "wide"
-CAPTION = NanoConfig().text_encoder.hidden_size
+CAPTION = WIDE_TRANSFORMER.cap_feat_dim
 SMALL_CONFIG = S3DiTConfig(  # where the host rounds or bounds a size, as the host has it
     dim=256, n_layers=2, n_heads=2, ffn_dim=768, t_hidden=256, cap_feat_dim=CAPTION
 )
-CONFIG = S3DiTConfig(n_layers=1, cap_feat_dim=CAPTION) if WIDE else SMALL_CONFIG
+CONFIG = WIDE_TRANSFORMER if WIDE else SMALL_CONFIG
 FILE = "matrix.safetensors"
 CHECKPOINT = "all_in_one.safetensors"
 PACK = "small_native.py"  # beside this file

@@ -19,6 +19,7 @@ def test_same_picture_from_the_same_tensors(found: dict, kind: str) -> None:
     row = found["models"][kind]
     assert row["distance"] <= 1e-5
     assert row["shared"], "the weights exist twice"
+    assert row["captions"] == [2, 1], "in two steps the host embeds its caption twice, ours once"
     assert row["restored"] and row["same again"] == 0.0, "the given MODEL is not what it was"
 
 
