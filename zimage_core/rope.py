@@ -38,10 +38,10 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x)
 
 
-def caption_ids(length: int, device: torch.device | None = None) -> Tensor:
-    """[length, 3]: caption token i sits at frame i + 1, row 0, column 0."""
+def caption_ids(length: int, device: torch.device | None = None, after: int = 0) -> Tensor:
+    """[length, 3]: caption token i sits at frame after + i + 1, row 0, column 0."""
     ids = torch.zeros(length, 3, dtype=torch.float32, device=device)
-    ids[:, 0] = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    ids[:, 0] = torch.arange(after + 1, after + length + 1, dtype=torch.float32, device=device)
     return ids
 
 

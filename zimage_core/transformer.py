@@ -7,20 +7,23 @@ Shapes: B batch, L caption tokens (padded to a multiple of 32), N image tokens (
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import omni
 from .attention import Attention
 from .config import S3DiTConfig
+from .omni import ByToken, References, times
 from .rope import caption_ids, image_ids, rope_table
 from .run_memo import RunMemo
 
-Modulation = tuple[
-    Tensor, Tensor, Tensor, Tensor
-]  # scale and gate of attention, scale and gate of feed-forward: [B, 1, D]
+Factor = Tensor | ByToken  # [B, 1, D], or one for clean and one for noisy tokens
+# scale and gate of attention, scale and gate of feed-forward
+Modulation = tuple[Factor, Factor, Factor, Factor]
 
 
 def in_range(x: Tensor) -> Tensor:
@@ -113,11 +116,13 @@ class Block(nn.Module):
             return x + self.ffn_norm2(in_range(self.feed_forward(self.ffn_norm1(x))))
         scale_a, gate_a, scale_m, gate_m = modulation
         out = self.attention(
-            self.attention_norm1(x) * scale_a, mask, freqs, transformer_options=transformer_options
+            times(self.attention_norm1(x), scale_a), mask, freqs, transformer_options=transformer_options
         )
-        x = x + gate_a * self.attention_norm2(in_range(out))
+        x = x + times(self.attention_norm2(in_range(out)), gate_a)
         del out  # as large as x, while the feed-forward needs the most
-        return x + gate_m * self.ffn_norm2(in_range(self.feed_forward(self.ffn_norm1(x) * scale_m)))
+        return x + times(
+            self.ffn_norm2(in_range(self.feed_forward(times(self.ffn_norm1(x), scale_m)))), gate_m
+        )
 
 
 class FinalLayer(nn.Module):
@@ -145,13 +150,21 @@ class Prepared(NamedTuple):
     """What a forward knows before it looks at the latent's values."""
 
     caption: Tensor  # [B, L, D] refined
-    image_freqs: Tensor  # rope table of the N image tokens
+    image_freqs: Tensor  # rope table of the N image tokens, and of the references' before them
     freqs: Tensor  # rope table of all S tokens
     key_mask: Tensor | None  # bool [B, 1, 1, S], where padded caption lengths differ in a batch
     adaln_input: Tensor  # [B, t_dim]
     refiner_modulations: list[Modulation]
     layer_modulations: list[Modulation]
     final_scale: Tensor  # [B, 1, D]
+    clean: Tensor | None = None  # with reference images, [B, K, D]: refined tokens that come before theirs
+    references: Tensor | None = None  # [B, R, D] embedded, to be refined together with the image
+
+    @property
+    def start(self) -> int:
+        """How many tokens come before the image's."""
+        parts = (self.clean, self.references, self.caption)
+        return sum(part.shape[1] for part in parts if part is not None)
 
 
 class S3DiT(nn.Module):
@@ -171,11 +184,6 @@ class S3DiT(nn.Module):
         operations: Any = nn,
     ) -> None:
         super().__init__()
-        if config.siglip_feat_dim is not None:
-            raise NotImplementedError(
-                f"these are omni weights (siglip width {config.siglip_feat_dim}): reference images are not "
-                f"supported yet"
-            )
         place = {"device": device, "dtype": dtype}
         self.config = config
         self.dtype = dtype
@@ -199,6 +207,15 @@ class S3DiT(nn.Module):
         self.final_layer = FinalLayer(config, operations, **place)
         self.x_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
         self.cap_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
+        if config.siglip_feat_dim is not None:
+            self.siglip_embedder = nn.Sequential(
+                operations.RMSNorm(
+                    config.siglip_feat_dim, eps=config.norm_eps, elementwise_affine=True, **place
+                ),
+                operations.Linear(config.siglip_feat_dim, config.dim, bias=True, **place),
+            )
+            self.siglip_refiner = blocks(config.n_refiner_layers, modulated=False)
+            self.siglip_pad_token = nn.Parameter(torch.empty(1, config.dim, **place))
 
     def forward(
         self,
@@ -218,6 +235,10 @@ class S3DiT(nn.Module):
         num_tokens: a tuple of each sample's real caption tokens says the same as the mask without a wait for
         the GPU; the single number that hosts pass is not needed. run_memo=[RunMemo, ...] keeps what the run
         repeats.
+        Omni weights also take reference images, under the names of ComfyUI's NextDiT: ref_latents, n of
+        [B, C, h, w], clean and scaled like x; ref_contexts, n + 1 of [B, L, cap_feat_dim], the features of
+        `split_prompt`'s other segments (`context` is that of the prompt, the last but one); siglip_feats, n
+        of [B, hs, ws, siglip_feat_dim] or None. Each may have a batch of 1.
         Returns [B, C, H, W]. Raises ValueError when widths do not fit the weights.
         """
         return self.velocity(x, timesteps, context, num_tokens, attention_mask, transformer_options, **kwargs)
@@ -231,33 +252,46 @@ class S3DiT(nn.Module):
         attention_mask: Tensor | None = None,
         transformer_options: dict = {},
         run_memo: list[RunMemo] | None = None,
+        ref_latents: Sequence[Tensor] = (),
+        ref_contexts: Sequence[Tensor | None] = (),
+        siglip_feats: Sequence[Tensor | None] | None = None,
         **kwargs: Any,
     ) -> Tensor:
         memo = run_memo or [RunMemo()]
-        given = self.prepare(x, timesteps, context, num_tokens, attention_mask, transformer_options, memo)
+        references = (
+            References.of(self.config, ref_latents, ref_contexts, siglip_feats) if ref_latents else None
+        )
+        given = self.prepare(
+            x, timesteps, context, num_tokens, attention_mask, transformer_options, memo, references
+        )
         height, width = x.shape[-2:]
         x = self.even(x)
         rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
         # tokens on their way get no name here: each would stay in memory while the layers run
         hidden = self.joint(
-            torch.cat((given.caption, self.embed_image(x, given, transformer_options)), dim=1),
+            self.sequence(given, self.embed_image(x, given, transformer_options)),
             given,
             x,
             transformer_options,
         )  # [B, S, D]
-        start = given.caption.shape[1]
+        start = given.start
         patches = self.final_layer(hidden[:, start : start + rows * columns], given.final_scale)
         return -self.unpatchify(patches, rows, columns)[..., :height, :width]  # they predict clean - noise
 
     def embed_image(self, x: Tensor, given: Prepared, transformer_options: dict) -> Tensor:
-        """[B, C, H, W] of even sides -> image tokens [B, N, D]."""
-        length = given.image_freqs.shape[1]
-        return self.refine_image(
-            self._pad(self.x_embedder(self.patchify(x)), length, self.x_pad_token),
-            given,
-            x,
-            transformer_options,
-        )
+        """[B, C, H, W] of even sides -> image tokens [B, N, D], after those of references [B, R + N, D]."""
+        tokens = self.pad(self.x_embedder(self.patchify(x)), self.x_pad_token)
+        if given.references is not None:
+            tokens = torch.cat((given.references, tokens), dim=1)
+        return self.refine_image(tokens, given, x, transformer_options)
+
+    @staticmethod
+    def sequence(given: Prepared, image: Tensor) -> Tensor:
+        """All tokens in one [B, S, D]: caption, image; with references the clean ones before these."""
+        if given.references is None:
+            return torch.cat((given.caption, image), dim=1)
+        count = given.references.shape[1]
+        return torch.cat((given.clean, image[:, :count], given.caption, image[:, count:]), dim=1)
 
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         """Image tokens [B, N, D] through the noise refiner; x is what the host's patches may ask for."""
@@ -282,6 +316,7 @@ class S3DiT(nn.Module):
         attention_mask: Tensor | None,
         transformer_options: dict,
         run_memo: list[RunMemo],
+        references: References | None = None,
     ) -> Prepared:
         """All that depends on prompt, size and timestep only, from the memo where the run has it already."""
         self._check_widths(x, context)
@@ -293,6 +328,18 @@ class S3DiT(nn.Module):
         lengths = memo.once(
             ("lengths", *key), lambda: self._caption_lengths(context, num_tokens, attention_mask)
         )
+        # the host's tensor of this step is the same one for every conditioning
+        step = transformer_options.get("sigmas", timesteps)
+        modulations = memo.timestep.once(
+            step, (x.shape[0], x.dtype, x.device), lambda: self.modulations(timesteps, x.dtype)
+        )
+        if references is not None:
+            return Prepared(
+                *omni.prepare(
+                    self, references, x, context, lengths, rows, columns, transformer_options,
+                    memo, place, key, modulations,
+                )
+            )  # fmt: skip
         caption_freqs, image_freqs, caption_mask = memo.once(
             ("positions", *place), lambda: self._positions(lengths, rows, columns, rope_options, x.device)
         )
@@ -305,11 +352,6 @@ class S3DiT(nn.Module):
             lambda: self.refine_caption(
                 context, lengths, caption_freqs, caption_mask, x.dtype, transformer_options
             ),
-        )
-        # the host's tensor of this step is the same one for every conditioning
-        step = transformer_options.get("sigmas", timesteps)
-        modulations = memo.timestep.once(
-            step, (x.shape[0], x.dtype, x.device), lambda: self.modulations(timesteps, x.dtype)
         )
         return Prepared(caption, image_freqs, freqs, key_mask, *modulations)
 
@@ -337,18 +379,33 @@ class S3DiT(nn.Module):
         """context [B, L', cap_feat_dim] -> refined caption tokens [B, L, D]; independent of the image and of
         time.
         """
-        padded = freqs.shape[1]
+        caption = self.embed_caption(context, lengths, freqs.shape[1], dtype)
+        return self.refine(self.context_refiner, caption, key_mask, freqs, transformer_options)
+
+    def embed_caption(self, context: Tensor, lengths: list[int], padded: int, dtype: torch.dtype) -> Tensor:
+        """context [B, L', cap_feat_dim] -> tokens [B, padded, D], learned ones after each sample's length."""
         caption = self.cap_embedder(context[:, :padded].to(dtype))
-        caption = self._pad(caption, padded, self.cap_pad_token)
+        caption = self.pad(caption, self.cap_pad_token, padded)
         if min(lengths) < context.shape[1]:  # learned tokens replace each sample's own padding
             real = (
                 torch.arange(padded, device=caption.device)
                 < torch.tensor(lengths, device=caption.device)[:, None]
             )
             caption = torch.where(real[..., None], caption, self.cap_pad_token.to(caption))
-        for block in self.context_refiner:
-            caption = block(caption, key_mask, freqs, transformer_options=transformer_options)
         return caption
+
+    @staticmethod
+    def refine(
+        blocks: nn.ModuleList,
+        tokens: Tensor,
+        key_mask: Tensor | None,
+        freqs: Tensor,
+        transformer_options: dict,
+    ) -> Tensor:
+        """Tokens [B, L, D] through blocks without modulation."""
+        for block in blocks:
+            tokens = block(tokens, key_mask, freqs, transformer_options=transformer_options)
+        return tokens
 
     def even(self, x: Tensor) -> Tensor:
         """Sides that are no multiple of the patch size wrap around, as in the host."""
@@ -375,9 +432,9 @@ class S3DiT(nn.Module):
         """Rope tables [1 or B, L, ...] and [1 or B, N, ...], and the key mask [B, 1, 1, L] of mixed lengths,
         else None.
         """
-        padded = [self._padded(length) for length in lengths]
+        padded = [self.padded(length) for length in lengths]
         longest = max(padded)
-        image_padded = self._padded(rows * columns)
+        image_padded = self.padded(rows * columns)
         frames = padded if min(padded) != longest else [longest]  # one table serves equal samples
 
         def table(ids: Tensor) -> Tensor:
@@ -400,11 +457,12 @@ class S3DiT(nn.Module):
             mask = F.pad(mask, (0, image.shape[1]), value=True)
         return torch.cat((caption, image), dim=1), mask
 
-    def _padded(self, length: int) -> int:
+    def padded(self, length: int) -> int:
         return length + -length % self.config.pad_multiple
 
-    def _pad(self, tokens: Tensor, length: int, pad_token: Tensor) -> Tensor:
-        missing = length - tokens.shape[1]
+    def pad(self, tokens: Tensor, pad_token: Tensor, length: int | None = None) -> Tensor:
+        """tokens [B, L, D] and learned ones up to `length`, else to the next multiple."""
+        missing = (length or self.padded(tokens.shape[1])) - tokens.shape[1]
         if missing <= 0:
             return tokens
         return torch.cat((tokens, pad_token.to(tokens).expand(tokens.shape[0], missing, -1)), dim=1)

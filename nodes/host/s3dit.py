@@ -129,7 +129,7 @@ class HostS3DiT(S3DiT):
         """`double_block` patches change the image part in place or return it; `patches_replace` runs in
         place of a block, under either of the host's names for its blocks.
         """
-        start = given.caption.shape[1]
+        start = given.start
         options = {
             **transformer_options,
             "total_blocks": len(self.layers),

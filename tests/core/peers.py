@@ -26,6 +26,7 @@ def diffusers_of(model: S3DiT) -> ZImageTransformer2DModel:
         n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
         norm_eps=c.norm_eps, cap_feat_dim=c.cap_feat_dim, rope_theta=c.rope_theta, t_scale=c.t_scale,
         axes_dims=list(c.axes_dims), axes_lens=[1536, 512, 512], in_channels=c.in_channels,
+        siglip_feat_dim=c.siglip_feat_dim,
     )  # fmt: skip
     if c.t_hidden != 1024:
         peer.t_embedder.mlp = nn.Sequential(

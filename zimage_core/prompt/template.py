@@ -12,11 +12,27 @@ from torch import Tensor
 from ..config import REFERENCE_MAX_TOKENS
 
 BEFORE = "<|im_start|>user\n"
-AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+TURN_END = "<|im_end|>"
+AFTER = TURN_END + "\n<|im_start|>assistant\n"
+IMAGE_BEFORE, IMAGE_AFTER = "<|vision_start|>", "<|vision_end|>"
 
 
 def apply_template(prompt: str) -> str:
     return BEFORE + prompt + AFTER
+
+
+def split_prompt(prompt: str, references: int) -> list[str]:
+    """The templated prompt in references + 2 segments, each of which the text encoder sees alone: an image
+    stands between every two, the picture to be made between the last two. Without references it is one.
+    """
+    if references == 0:
+        return [apply_template(prompt)]
+    return [
+        BEFORE + IMAGE_BEFORE,
+        *[IMAGE_AFTER + IMAGE_BEFORE] * (references - 1),
+        IMAGE_AFTER + prompt + AFTER + IMAGE_BEFORE,
+        IMAGE_AFTER + TURN_END,
+    ]
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Any:
@@ -43,7 +59,12 @@ def tokenise(tokenizer: Any, prompts: list[str], max_tokens: int | None = REFERE
     """Templated prompts, padded to the longest: attention is causal, so padding to 512 as the reference does
     changes nothing.
     """
-    rows = tokenizer([apply_template(p) for p in prompts], add_special_tokens=False)["input_ids"]
+    return tokenise_texts(tokenizer, [apply_template(prompt) for prompt in prompts], max_tokens)
+
+
+def tokenise_texts(tokenizer: Any, texts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Tokens:
+    """Texts as they are, such as the segments of `split_prompt`."""
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     kept = [row[:max_tokens] for row in rows]
     longest = max(len(row) for row in kept)
     pad = tokenizer.pad_token_id

@@ -103,13 +103,12 @@ def read_transformer(source: Source, values: bool = True) -> Checkpoint:
     formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in formats.items()}
     quantised.fuse_quantised_qkv(tensors, formats, keys.FUSED)
     tensors = keys.fuse_qkv(tensors)
-    for pad in ("x_pad_token", "cap_pad_token"):  # GGUF-born files hold them flat
+    for pad in ("x_pad_token", "cap_pad_token", "siglip_pad_token"):  # GGUF-born files hold them flat
         if pad in tensors:
             tensors[pad] = tensors[pad].reshape(1, -1)
     config = detect.transformer_config(raw.name, tensors)
     checkpoint = Checkpoint(raw.name, "transformer", config, tensors, formats, prefix)
-    if config.siglip_feat_dim is None:
-        _check(checkpoint, S3DiT(config, device="meta"))
+    _check(checkpoint, S3DiT(config, device="meta"))
     return checkpoint
 
 
