@@ -1,0 +1,460 @@
+"""The chat client against a server that misbehaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from zimage_core.prompt.endpoint import Endpoint, EndpointError, Limits, complete
+
+KEY = "sk-test-0123456789abcdef"
+QUICK = Limits(connect=2.0, silence=0.6, total=5.0, pauses=(0.02, 0.02), retry_after=0.5)
+SSE = {"Content-Type": "text/event-stream"}
+
+
+class Request(BaseHTTPRequestHandler):
+    """One request: kept by the server, then given to what the test wants done with it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(self)
+        self.close_connection = True
+        try:
+            self.server.behave(self)
+        except (BrokenPipeError, ConnectionResetError):
+            self.server.hung_up.set()
+
+    do_GET = do_POST
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] = {}) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def stream(self) -> None:
+        """Begin a stream that ends with the connection."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, behave: Callable[[Request], None]):
+        super().__init__(("127.0.0.1", 0), Request)
+        self.behave, self.requests, self.hung_up = behave, [], threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def endpoint(self, **fields: object) -> Endpoint:
+        url = f"http://127.0.0.1:{self.server_port}/v1"
+        return Endpoint(**{"name": "mine", "url": url, "model": "m", "limits": QUICK} | fields)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Request], None]], Server]]:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    running = []
+
+    def start(behave: Callable[[Request], None]) -> Server:
+        running.append(Server(behave))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def chunk(text: str | None = None, finish: str | None = None, **delta: str) -> bytes:
+    choice = {
+        "index": 0,
+        "delta": delta | ({} if text is None else {"content": text}),
+        "finish_reason": finish,
+    }
+    return b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+
+
+def whole(text: str | None, finish: str = "stop", **message: str) -> bytes:
+    choice = {"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+    return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+
+
+DONE = b"data: [DONE]\n\n"
+FINE = chunk("A fox ") + chunk("in the snow.") + chunk(finish="stop") + DONE
+
+
+def says(status: int, body: bytes, headers: dict[str, str] = {}) -> Callable[[Request], None]:
+    return lambda request: request.answer(status, body, headers)
+
+
+def ask(endpoint: Endpoint, **settings: object) -> str:
+    return complete(endpoint, [{"role": "user", "content": "a fox"}], **{"max_tokens": 100} | settings)
+
+
+def failure(endpoint: Endpoint, **settings: object) -> str:
+    """The words of the error, with everything that a log could show of it: the key must be in none."""
+    with pytest.raises(EndpointError) as caught:
+        ask(endpoint, **settings)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(endpoint)
+    assert KEY not in shown and KEY[:12] not in shown
+    assert caught.value.__context__ is None, "what hangs on the error may hold the request"
+    assert repr(endpoint.name) in str(caught.value) and endpoint.host in str(caught.value)
+    return str(caught.value)
+
+
+def nothing_runs() -> bool:
+    """No thread of a request is left, at most a moment after it."""
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        names = [t.name for t in threading.enumerate()]
+        if not any(name.startswith(("zimage", "asyncio")) for name in names):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_streamed_answer(serve):
+    seen = []
+
+    def slowly(request: Request) -> None:
+        request.stream()
+        for part in (b": a comment\n\n", chunk(role="assistant"), chunk("A fox "), chunk("in the snow.\n")):
+            request.wfile.write(part)
+            time.sleep(0.15)
+        request.wfile.write(chunk(finish="stop") + b'data: {"choices": [], "usage": {}}\n\n' + DONE)
+
+    server = serve(slowly)
+    assert ask(server.endpoint(key_env="TEST_KEY"), on_text=seen.append, seed=3) == "A fox in the snow."
+    assert seen[0] == "A fox " and seen[-1].strip() == "A fox in the snow."
+    (request,) = server.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.headers.get_all("Authorization") == [f"Bearer {KEY}"]
+    user = {"role": "user", "content": "a fox"}
+    assert request.body == {"model": "m", "messages": [user], "stream": True, "max_tokens": 100, "seed": 3}
+    assert nothing_runs()
+
+
+def test_a_whole_address_and_further_fields(serve):
+    """A null takes a field out: some models want another name for max_tokens."""
+    server = serve(says(200, FINE, SSE))
+    url = f"http://localhost:{server.server_port}/v1/chat/completions"
+    extra = {"enable_thinking": False, "max_tokens": None, "max_completion_tokens": 9, "stream": False}
+    assert ask(server.endpoint(url=url, extra_body=extra), temperature=0.5) == "A fox in the snow."
+    (request,) = server.requests
+    assert request.path == "/v1/chat/completions" and "Authorization" not in request.headers
+    del request.body["messages"]
+    assert request.body == {
+        "model": "m", "stream": True, "temperature": 0.5, "enable_thinking": False, "max_completion_tokens": 9
+    }  # fmt: skip
+
+
+GOOD = {
+    "no stream": whole(" A fox in the snow.\n"),
+    "thinking beside the text": chunk(reasoning_content="Hmm", content="") + chunk(reasoning="so") + FINE,
+    "no [DONE]": FINE.removesuffix(DONE),
+    "no finish_reason": chunk("A fox in the snow.") + DONE,
+    "no last blank line": FINE.strip(),
+    "carriage returns": FINE.replace(b"\n", b"\r\n"),
+    "nothing after [DONE] is read": FINE + chunk("No!") + b"data: rubbish\n\n",
+}
+
+
+@pytest.mark.parametrize("body", GOOD.values(), ids=GOOD)
+def test_what_servers_send_when_all_is_well(serve, body):
+    assert ask(serve(says(200, body)).endpoint()) == "A fox in the snow."
+
+
+def test_a_character_in_two_halves(serve):
+    first, second = (chunk("?").replace(b"?", half) for half in (b"\\ud83e", b"\\udd8a"))
+    assert ask(serve(says(200, first + second + DONE)).endpoint()) == "\U0001f98a"
+    lonely = ask(serve(says(200, first + DONE)).endpoint())
+    assert lonely.encode() == b"\xef\xbf\xbd"  # the sign for a character that cannot be read
+
+
+BAD = {
+    "not json": (b"{no", "expected JSON"),
+    "rubbish": (b"hello \x00 there", "no chat completion but 'hello there'"),
+    "a web page": (b"<!DOCTYPE html><title>Welcome</title>", "web page.*lack /v1"),
+    "another object": (b'{"models": []}', "no chat completion but.*models"),
+    "nothing": (b"", "sent nothing"),
+    "an error as an answer": (b'{"error": {"message": "model is loading"}}', "'model is loading'"),
+    "an error in a stream": (chunk("A f") + b'data: {"error": "out of memory"}\n\n', "'out of memory'"),
+    "an empty stream": (chunk(finish="stop") + DONE, "empty"),
+    "an empty text": (whole(""), "empty"),
+    "only thinking": (chunk(reasoning_content="Hmm") + chunk(finish="stop") + DONE, "only thought"),
+    "no text": (whole(None, reasoning="Hmm"), "only thought"),
+    "at the limit": (chunk("A fox", finish="length") + DONE, "incomplete.*100 tokens"),
+    "thinking to the limit": (chunk(reasoning="Hm", finish="length") + DONE, "100 tokens.*thinking off"),
+    "at the limit, whole": (whole("A fox", "length"), "incomplete.*100 tokens"),
+    "filtered": (whole("A", "content_filter"), "content filter"),
+    "a tool": (whole(None, "tool_calls"), "tool"),
+    "no end": (chunk("A fox") + chunk(" in"), "broke off after 8 characters"),
+    "half an event": (chunk("A fox") + chunk(" in")[:-9], "expected JSON|broke off"),
+    "not a text": (b'{"choices": [{"message": {"content": [1]}}]}', "no text"),
+    "odd choices": (b'data: {"choices": [7]}\n\ndata: {"choices": 3}\n\n' + DONE, "no chat completion"),
+    "odd parts": (b'{"choices": [{"delta": "x", "finish_reason": {}}]}', "empty"),
+    "nested": (b"[" * 100_000, "expected JSON"),
+}
+
+
+@pytest.mark.parametrize(("body", "words"), BAD.values(), ids=BAD)
+def test_no_answer_at_all(serve, body, words):
+    server = serve(says(200, body))
+    with pytest.raises(EndpointError, match=words):
+        ask(server.endpoint())
+    assert len(server.requests) == 1, "it was answered: asking again may cost money"
+
+
+def test_a_connection_that_breaks(serve):
+    """Fewer bytes than announced, before and after the first word: never asked a second time."""
+    long = {**SSE, "Content-Length": "9999"}
+    server = serve(says(200, chunk("A fox"), long))
+    assert "broke off after 5 characters" in failure(server.endpoint())
+    silent = serve(lambda request: None)
+    assert "broke off" in failure(silent.endpoint())
+    assert len(server.requests) == len(silent.requests) == 1
+
+
+REFUSED = {
+    401: "refused the key. Check the key in TEST_KEY",
+    403: "the key in TEST_KEY, and that it may use 'm'",
+    404: "/v1, and 'm'",
+    400: "refused the request",
+}
+
+
+@pytest.mark.parametrize(("status", "words"), REFUSED.items())
+def test_refusals(serve, caplog, status, words):
+    """Asked once, with the server's own reason, in which a server may repeat the key."""
+    caplog.set_level(logging.DEBUG)
+    reason = "x" * 290 + f" bad key {KEY}: " + "y" * 99
+    for body in (json.dumps({"error": {"message": reason}}).encode(), reason.encode()):
+        server = serve(says(status, body))
+        message = failure(server.endpoint(key_env="TEST_KEY"))
+        assert words in message and f"HTTP {status}: xxx" in message
+        assert len(server.requests) == 1 and len(message) < 600
+    assert KEY not in caplog.text
+    assert "set key_env" in failure(serve(says(401, b"")).endpoint())
+
+
+def test_a_key_is_not_repeated_from_an_answer(serve):
+    for body in (b"{" + KEY.encode(), b'{"error": "%s"}' % KEY.encode(), KEY.encode()):
+        assert "***" in failure(serve(says(200, body)).endpoint(key_env="TEST_KEY"))
+
+
+@pytest.mark.parametrize("headers", ({}, {"Retry-After": "0.2"}))
+def test_busy_then_fine(serve, headers):
+    """A later attempt succeeds; the pause is what the server asks for."""
+    first = [says(429, b"slow down", headers), says(503, b"")]
+    server = serve(lambda request: (first.pop(0) if first else says(200, FINE, SSE))(request))
+    begin = time.monotonic()
+    assert ask(server.endpoint()) == "A fox in the snow."
+    assert len(server.requests) == 3
+    if headers:
+        assert time.monotonic() - begin >= 0.2
+
+
+def test_busy_for_long(serve):
+    """A server that asks for more patience than we have is not asked again."""
+    for later in ("3600", "Wed, 01 Jan 2200 00:00:00 GMT"):
+        server = serve(says(429, b"quota", {"Retry-After": later}))
+        assert "asks to wait" in failure(server.endpoint())
+        assert len(server.requests) == 1
+    server = serve(says(429, b"quota", {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}))
+    assert "(after 3 attempts)" in failure(server.endpoint())
+
+
+def test_broken_for_ever(serve):
+    server = serve(says(500, b'{"detail": "out of memory"}'))
+    assert "HTTP 500: out of memory) (after 3 attempts)" in failure(server.endpoint())
+    assert len(server.requests) == 3
+    page = serve(says(502, b"<html>nginx</html>"))
+    assert "HTTP 502: a web page" in failure(page.endpoint())
+
+
+def test_nobody_listens():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    message = failure(Endpoint("mine", f"http://127.0.0.1:{port}/v1", "m", limits=QUICK))
+    assert "Check that the server runs" in message and "after 3 attempts" in message
+    assert nothing_runs()
+
+
+def test_unknown_name_and_no_tls(serve, monkeypatch):
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    plain = serve(says(200, FINE))
+    url = f"https://127.0.0.1:{plain.server_port}/v1"
+    assert "http or https" in failure(plain.endpoint(url=url))
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert "no address is known" in failure(Endpoint("mine", "http://nobody.internal/v1", "m", limits=QUICK))
+
+
+@pytest.mark.parametrize("status", (301, 302, 303, 307, 308))
+def test_a_redirect_is_not_followed(serve, status):
+    other = serve(says(200, FINE))
+    target = f"http://127.0.0.1:{other.server_port}/v1/chat/completions"
+    server = serve(says(status, b"", {"Location": target.replace("//", "//user:secret@")}))
+    message = failure(server.endpoint(key_env="TEST_KEY"))
+    assert f"127.0.0.1:{other.server_port}" in message and "secret" not in message
+    assert len(server.requests) == 1 and not other.requests
+
+
+def test_an_endless_answer(serve):
+    def endless(request: Request) -> None:
+        request.stream()
+        while True:
+            request.wfile.write(chunk("more and "))
+
+    server = serve(endless)
+    assert "does not end" in failure(server.endpoint(), max_tokens=8)
+    assert server.hung_up.wait(2) and nothing_runs()
+
+
+def test_a_silent_and_a_slow_server(serve):
+    def silent(request: Request) -> None:
+        request.stream()
+        request.wfile.write(chunk("A fox"))
+        time.sleep(1.5)
+
+    def slow(request: Request) -> None:
+        request.stream()
+        while True:
+            request.wfile.write(chunk("a"))
+            time.sleep(0.05)
+
+    assert "silent for 0.6 s" in failure(serve(silent).endpoint())
+    hurried = dataclasses.replace(QUICK, total=0.4)
+    assert "not complete after 0.4 s" in failure(serve(slow).endpoint(limits=hurried))
+    assert nothing_runs()
+
+
+class Cancelled(Exception):
+    pass
+
+
+def drip(request: Request) -> None:
+    request.stream()
+    for _ in range(100):
+        request.wfile.write(chunk("a"))
+        time.sleep(0.05)
+
+
+def wait(request: Request) -> None:
+    """Sends nothing; notices when the other side goes."""
+    if request.connection.recv(1) == b"":
+        request.server.hung_up.set()
+
+
+@pytest.mark.parametrize("behave", (drip, wait))
+def test_cancel(serve, behave):
+    """At once, with the connection closed and no thread left, while words come or none do."""
+    server = serve(behave)
+    begin = time.monotonic()
+
+    def check() -> None:
+        if time.monotonic() - begin > 0.3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        ask(server.endpoint(limits=Limits()), check_cancelled=check)
+    assert time.monotonic() - begin < 1.0
+    assert nothing_runs() and server.hung_up.wait(2)
+
+
+def test_cancel_in_a_pause_and_in_a_name_look_up(serve, monkeypatch):
+    def check() -> None:
+        if time.monotonic() - begin > 0.2:
+            raise Cancelled
+
+    server = serve(says(503, b""))
+    begin = time.monotonic()
+    with pytest.raises(Cancelled):
+        ask(server.endpoint(limits=Limits(pauses=(60.0,))), check_cancelled=check)
+    assert time.monotonic() - begin < 0.9 and len(server.requests) == 1
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.2))
+    begin = time.monotonic()
+    with pytest.raises(Cancelled):
+        ask(Endpoint("mine", "http://slow.internal/v1", "m"), check_cancelled=check)
+    assert time.monotonic() - begin < 0.9
+    assert nothing_runs()
+
+
+def test_an_error_in_the_callers_code_comes_through(serve):
+    def broken(text: str) -> None:
+        raise KeyError(text)
+
+    server = serve(drip)
+    with pytest.raises(KeyError, match="a"):
+        ask(server.endpoint(), on_text=broken)
+    assert nothing_runs() and server.hung_up.wait(2)
+
+
+def test_inside_a_running_event_loop(serve):
+    """As the host calls nodes."""
+    import asyncio
+
+    async def node() -> str:
+        return ask(server.endpoint())
+
+    server = serve(says(200, FINE))
+    assert asyncio.run(node()) == "A fox in the snow."
+
+
+def test_the_environment_cannot_redirect(serve, monkeypatch, tmp_path):
+    """A proxy is for the Internet only; a login in ~/.netrc does not take the place of the key."""
+    proxy = serve(says(200, FINE))
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://me:secret@127.0.0.1:{proxy.server_port}")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login other password wrong")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    server = serve(says(200, FINE))
+    assert ask(server.endpoint(key_env="TEST_KEY")) == "A fox in the snow."
+    assert not proxy.requests
+    assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    connects = []
+    monkeypatch.setattr(
+        Request, "do_CONNECT", lambda r: connects.append(r) or r.answer(407, b""), raising=False
+    )
+    message = failure(Endpoint("mine", "https://chat.example/v1", "m", "TEST_KEY", limits=QUICK))
+    assert "proxy refused the connection (HTTP 407)" in message and "secret" not in message
+    assert connects[0].path == "chat.example:443" and KEY not in str(connects[0].headers)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:1")
+    message = failure(Endpoint("mine", "https://chat.example/v1", "m", limits=QUICK))
+    assert "no http proxy" in message
+
+
+def test_the_key_in_the_environment(serve, monkeypatch):
+    server = serve(says(200, FINE))
+    monkeypatch.setenv("TEST_KEY", f" {KEY}\n")
+    ask(server.endpoint(key_env="TEST_KEY"))
+    assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("TEST_KEY", f"{KEY}\r\nHost: elsewhere")
+    assert "TEST_KEY holds characters that no key has" in failure(server.endpoint(key_env="TEST_KEY"))
+    monkeypatch.delenv("TEST_KEY")
+    assert "TEST_KEY is not set" in failure(server.endpoint(key_env="TEST_KEY"))
+    assert len(server.requests) == 1
