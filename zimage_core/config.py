@@ -89,6 +89,18 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """Dimensions of the omni weights' vision encoder. The defaults are SigLIP 2 so400m, patch 16, naflex."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    patch_size: int = 16
+    max_num_patches: int = 256  # of a picture, and in the learned grid of positions
+
+
+@dataclass(frozen=True)
 class NanoConfig:
     """The small model that ships in `models/nano`: same classes, same file formats, trained by
     `zimage_core/train`.
@@ -111,6 +123,15 @@ class NanoConfig:
     )
     autoencoder: AutoencoderConfig = field(
         default_factory=lambda: AutoencoderConfig(ch=64, ch_mult=(1, 1, 2, 2), num_res_blocks=1)
+    )
+    vision: VisionConfig = field(
+        default_factory=lambda: VisionConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_num_patches=64,
+        )
     )
     resolution: int = 128  # pixels, square
 

@@ -7,9 +7,11 @@ from .checkpoint import (
     load_autoencoder,
     load_text_encoder,
     load_transformer,
+    load_vision_encoder,
     read_autoencoder,
     read_text_encoder,
     read_transformer,
+    read_vision_encoder,
 )
 from .errors import WeightsError
 
@@ -21,7 +23,9 @@ __all__ = [
     "load_autoencoder",
     "load_text_encoder",
     "load_transformer",
+    "load_vision_encoder",
     "read_autoencoder",
     "read_text_encoder",
     "read_transformer",
+    "read_vision_encoder",
 ]

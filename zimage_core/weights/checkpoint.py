@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..autoencoder import AutoencoderKL
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
+from ..vision import VisionEncoder
 from . import detect, keys, quantised
 from .errors import WeightsError
 from .files import RawFile, read_tensors
@@ -25,6 +26,7 @@ LABELS = {
     "transformer": "Z-Image transformer",
     "text_encoder": "text encoder",
     "autoencoder": "autoencoder (VAE)",
+    "vision_encoder": "vision encoder",
 }
 
 
@@ -132,10 +134,20 @@ def read_autoencoder(source: Source, values: bool = True) -> Checkpoint:
     return checkpoint
 
 
+def read_vision_encoder(source: Source, values: bool = True) -> Checkpoint:
+    raw, tensors, prefix = _part(source, "vision_encoder", values)
+    tensors = {f"vision_model.{k}": v for k, v in tensors.items()}
+    config = detect.vision_encoder_config(raw.name, tensors)
+    checkpoint = Checkpoint(raw.name, "vision_encoder", config, tensors, {}, prefix)
+    _check(checkpoint, VisionEncoder(config, device="meta"))
+    return checkpoint
+
+
 READERS = {
     "transformer": read_transformer,
     "text_encoder": read_text_encoder,
     "autoencoder": read_autoencoder,
+    "vision_encoder": read_vision_encoder,
 }
 
 
@@ -224,6 +236,17 @@ def load_autoencoder(source: Source, device: Any = None, dtype: torch.dtype | No
     dtype = dtype or checkpoint.dtype
     return _build(
         AutoencoderKL(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device
+    )
+
+
+def load_vision_encoder(
+    source: Source, device: Any = None, dtype: torch.dtype | None = None
+) -> VisionEncoder:
+    """SigLIP 2 from its own file, with or without its text half, or a folder of a diffusers model."""
+    checkpoint = read_vision_encoder(source)
+    dtype = dtype or checkpoint.dtype
+    return _build(
+        VisionEncoder(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device
     )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..config import AutoencoderConfig, Qwen3Config, S3DiTConfig
+from ..config import AutoencoderConfig, Qwen3Config, S3DiTConfig, VisionConfig
 from .errors import WeightsError
 
 AXES = (2, 3, 3)  # eighths of the head that turn with frame, row and column: 32, 48, 48 of 128
+VISION_HEADS = {1152: 72}  # width of a head where it is not 64; no tensor's shape tells
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
@@ -100,4 +101,27 @@ def autoencoder_config(name: str, tensors: Mapping[str, Tensor]) -> AutoencoderC
         num_res_blocks=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
         in_channels=in_channels,
         z_channels=z_channels,
+    )
+
+
+def vision_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> VisionConfig:
+    """tensors: under our names. Raises WeightsError for CLIP, DINO and the SigLIPs of one fixed size."""
+
+    def shape(key: str) -> tuple[int, ...]:
+        return _shape(name, tensors, f"vision_model.{key}")
+
+    patches = shape("embeddings.patch_embedding.weight")
+    if len(patches) != 2:
+        raise WeightsError(
+            f"{name} is a vision encoder for one picture size, such as CLIP or the first SigLIP. Omni "
+            f"weights need SigLIP 2 naflex (siglip2-so400m-patch16-naflex)."
+        )
+    hidden_size, pixels = patches
+    return VisionConfig(
+        hidden_size=hidden_size,
+        intermediate_size=shape("encoder.layers.0.mlp.fc1.weight")[0],
+        num_hidden_layers=_count(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=hidden_size // VISION_HEADS.get(hidden_size, 64),
+        patch_size=round((pixels / 3) ** 0.5),
+        max_num_patches=shape("embeddings.position_embedding.weight")[0],
     )
