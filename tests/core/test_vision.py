@@ -77,10 +77,10 @@ def test_it_learns_from_random_weights() -> None:
 
 def test_sizes_are_read_from_the_file(oracle: Siglip2VisionModel) -> None:
     state = file_of(oracle)
-    assert describe(state)["vision_encoder"]["config"] == SMALL
+    assert describe(state)["vision"]["config"] == SMALL
     big = VisionConfig()
     meta = VisionEncoder(big, device="meta").state_dict()
-    assert describe(meta)["vision_encoder"]["config"] == big
+    assert describe(meta)["vision"]["config"] == big
     clip = state | {"vision_model.embeddings.patch_embedding.weight": torch.zeros(128, 3, 16, 16)}
     with pytest.raises(WeightsError, match="for one picture size.*siglip2-so400m-patch16-naflex"):
         load_vision_encoder(clip)

@@ -26,7 +26,7 @@ LABELS = {
     "transformer": "Z-Image transformer",
     "text_encoder": "text encoder",
     "autoencoder": "autoencoder (VAE)",
-    "vision_encoder": "vision encoder",
+    "vision": "vision encoder",
 }
 
 
@@ -135,10 +135,10 @@ def read_autoencoder(source: Source, values: bool = True) -> Checkpoint:
 
 
 def read_vision_encoder(source: Source, values: bool = True) -> Checkpoint:
-    raw, tensors, prefix = _part(source, "vision_encoder", values)
+    raw, tensors, prefix = _part(source, "vision", values)
     tensors = {f"vision_model.{k}": v for k, v in tensors.items()}
     config = detect.vision_encoder_config(raw.name, tensors)
-    checkpoint = Checkpoint(raw.name, "vision_encoder", config, tensors, {}, prefix)
+    checkpoint = Checkpoint(raw.name, "vision", config, tensors, {}, prefix)
     _check(checkpoint, VisionEncoder(config, device="meta"))
     return checkpoint
 
@@ -147,7 +147,7 @@ READERS = {
     "transformer": read_transformer,
     "text_encoder": read_text_encoder,
     "autoencoder": read_autoencoder,
-    "vision_encoder": read_vision_encoder,
+    "vision": read_vision_encoder,
 }
 
 

@@ -41,13 +41,13 @@ PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
     "text_encoder": ("text_encoders.qwen3_4b.transformer.", "qwen3_4b.transformer.", "text_encoder.", ""),
     "autoencoder": ("vae.", "first_stage_model.", ""),
-    "vision_encoder": ("vision_model.", "siglip.vision_model.", "siglip.", ""),
+    "vision": ("vision_model.", "siglip.vision_model.", "siglip.", ""),
 }
 SIGNATURES = {  # a layer that only this kind of file has, in each dialect
     "transformer": ("cap_embedder.1.weight",),
     "text_encoder": ("model.embed_tokens.weight", "embed_tokens.weight"),
     "autoencoder": ("decoder.conv_in.weight",),
-    "vision_encoder": ("embeddings.patch_embedding.weight",),
+    "vision": ("embeddings.patch_embedding.weight",),
 }
 
 # The autoencoder: diffusers on the left, Flux's own on the right; {d} counts levels down, {u} counts them
