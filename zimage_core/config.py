@@ -56,6 +56,35 @@ class S3DiTConfig:
 
 
 @dataclass(frozen=True)
+class ControlConfig:
+    """A Z-Image-Fun-Controlnet-Union, for a transformer of the same widths.
+
+    blocks: the sizes of its blocks; n_layers are its own. channels: 16 reads a control picture's latent, 33
+    also a mask and the latent of a picture to repaint. routing: what refines the control tokens.
+    "tokens", version 1.0: plain blocks, on the control tokens alone. "refiner", 2.1: control blocks beside
+    the noise refiner, which gets their hints. "layers", 2.0: the layers themselves do that, once more before
+    their own turn.
+    """
+
+    blocks: S3DiTConfig
+    channels: int
+    routing: str
+
+    def places(self, n_layers: int) -> tuple[int, ...]:
+        """The transformer's layers that get hints. Files do not say: all known ones are evenly spaced.
+
+        Raises ValueError when the blocks cannot be spaced evenly.
+        """
+        count = self.blocks.n_layers
+        if n_layers % count:
+            raise ValueError(
+                f"this control has {count} blocks, which {n_layers} layers cannot take at even distances: "
+                "use a control that was trained for this transformer"
+            )
+        return tuple(range(0, n_layers, n_layers // count))
+
+
+@dataclass(frozen=True)
 class Qwen3Config:
     """Dimensions of the text encoder. The defaults are Qwen3-4B."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from .config import S3DiTConfig
 from .omni import ByToken, References, times
 from .rope import caption_ids, image_ids, rope_table
 from .run_memo import RunMemo
+
+if TYPE_CHECKING:
+    from .control import Control, ControlPath
 
 Factor = Tensor | ByToken  # [B, 1, D], or one for clean and one for noisy tokens
 # scale and gate of attention, scale and gate of feed-forward
@@ -159,6 +162,7 @@ class Prepared(NamedTuple):
     final_scale: Tensor  # [B, 1, D]
     clean: Tensor | None = None  # with reference images, [B, K, D]: refined tokens that come before theirs
     references: Tensor | None = None  # [B, R, D] embedded, to be refined together with the image
+    controls: Sequence[ControlPath] = ()  # what each of them adds is summed where it is added
 
     @property
     def start(self) -> int:
@@ -234,7 +238,7 @@ class S3DiT(nn.Module):
         tokens, None when all are.
         num_tokens: a tuple of each sample's real caption tokens says the same as the mask without a wait for
         the GPU; the single number that hosts pass is not needed. run_memo=[RunMemo, ...] keeps what the run
-        repeats.
+        repeats. controls=[Control, ...] steer the picture.
         Omni weights also take reference images, under the names of ComfyUI's NextDiT: ref_latents, n of
         [B, C, h, w], clean and scaled like x; ref_contexts, n + 1 of [B, L, cap_feat_dim], the features of
         `split_prompt`'s other segments (`context` is that of the prompt, the last but one); siglip_feats, n
@@ -255,6 +259,7 @@ class S3DiT(nn.Module):
         ref_latents: Sequence[Tensor] = (),
         ref_contexts: Sequence[Tensor | None] = (),
         siglip_feats: Sequence[Tensor | None] | None = None,
+        controls: Sequence[Control] = (),
         **kwargs: Any,
     ) -> Tensor:
         memo = run_memo or [RunMemo()]
@@ -266,6 +271,9 @@ class S3DiT(nn.Module):
         )
         height, width = x.shape[-2:]
         x = self.even(x)
+        if controls:
+            paths = self.start_controls(controls, given, x, timesteps, transformer_options, memo)
+            given = given._replace(controls=paths)
         rows, columns = (side // self.config.patch_size for side in x.shape[-2:])
         # tokens on their way get no name here: each would stay in memory while the layers run
         hidden = self.joint(
@@ -295,16 +303,26 @@ class S3DiT(nn.Module):
 
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         """Image tokens [B, N, D] through the noise refiner; x is what the host's patches may ask for."""
-        for block, modulation in zip(self.noise_refiner, given.refiner_modulations, strict=True):
+        for control in given.controls:
+            control.before_refiner(image)
+        for index, block in enumerate(self.noise_refiner):
+            modulation = given.refiner_modulations[index]
             image = block(image, None, given.image_freqs, modulation, transformer_options=transformer_options)
+            for control in given.controls:
+                image = control.after_refiner(index, image)
         return image
 
     def joint(self, hidden: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         """Caption and image tokens [B, S, D] through the layers."""
-        for block, modulation in zip(self.layers, given.layer_modulations, strict=True):
+        for control in given.controls:
+            control.before_layers(hidden)
+        for index, block in enumerate(self.layers):
+            modulation = given.layer_modulations[index]
             hidden = block(
                 hidden, given.key_mask, given.freqs, modulation, transformer_options=transformer_options
             )
+            for control in given.controls:
+                hidden = control.after_layer(index, hidden)
         return hidden
 
     def prepare(
@@ -354,6 +372,24 @@ class S3DiT(nn.Module):
             ),
         )
         return Prepared(caption, image_freqs, freqs, key_mask, *modulations)
+
+    def start_controls(
+        self,
+        controls: Sequence[Control],
+        given: Prepared,
+        x: Tensor,
+        timesteps: Tensor,
+        transformer_options: dict,
+        run_memo: list[RunMemo],
+    ) -> list[ControlPath]:
+        """The controls of one forward on x, a latent of even sides; those without strength stay out."""
+        memo, *others = run_memo
+        step = transformer_options.get("sigmas", timesteps)
+        return [
+            control.start(self, given, x, step, memo, tuple(others), transformer_options)
+            for control in controls
+            if control.strength
+        ]
 
     def modulations(
         self, timesteps: Tensor, dtype: torch.dtype

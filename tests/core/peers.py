@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from diffusers import ZImageTransformer2DModel
+from diffusers import ZImageControlNetModel, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from tests.core.reference import Reference
 from zimage_core import S3DiT
+from zimage_core.control import ControlNet
 from zimage_core.weights.keys import transformer_to_diffusers
 
 
@@ -40,4 +41,62 @@ def diffusers_velocity(
     peer: ZImageTransformer2DModel, x: Tensor, sigma: Tensor, captions: list[Tensor]
 ) -> Tensor:
     out = peer(list(x.unsqueeze(2).unbind(0)), 1.0 - sigma, captions, return_dict=False)[0]
+    return -torch.stack(list(out)).squeeze(2)
+
+
+def diffusers_control_of(network: ControlNet, base: S3DiT, peer: ZImageTransformer2DModel) -> nn.Module:
+    """diffusers' ControlNet with this one's weights, and what it shares of the transformer's peer."""
+    c, sizes = network.config, network.config.blocks
+    routing = {"tokens": None, "refiner": "control_noise_refiner", "layers": "control_layers"}[c.routing]
+    with torch.device("meta"):
+        control = ZImageControlNetModel(
+            control_layers_places=list(c.places(base.config.n_layers)),
+            control_refiner_layers_places=list(range(sizes.n_refiner_layers)),
+            control_in_dim=c.channels, add_control_noise_refiner=routing, dim=sizes.dim,
+            n_refiner_layers=sizes.n_refiner_layers, n_heads=sizes.n_heads, n_kv_heads=sizes.n_kv_heads,
+            norm_eps=sizes.norm_eps,
+        )  # fmt: skip
+    control.load_state_dict(transformer_to_diffusers(network.state_dict()), assign=True)
+    return ZImageControlNetModel.from_transformer(control.eval(), peer)
+
+
+@torch.no_grad()
+def diffusers_controlled_velocity(
+    peer: ZImageTransformer2DModel,
+    controls: list[tuple[nn.Module, Tensor, float]],
+    x: Tensor,
+    sigma: Tensor,
+    captions: list[Tensor],
+) -> Tensor:
+    """controls: (network, latent, strength). diffusers keeps the hints for the noise refiner inside its
+    ControlNet; the network was trained with them in the transformer's refiner too, where they are added here.
+    """
+    hints: list[Tensor] = []
+    samples: dict[int, Tensor] = {}
+    for control, latent, strength in controls:
+        routing = control.add_control_noise_refiner
+        if routing is not None:
+            stack: list[Tensor] = []
+            last = getattr(control, routing)[-1]
+            hook = last.register_forward_hook(lambda module, inputs, out, stack=stack: stack.append(out))
+        found = control(
+            list(x.unsqueeze(2)),
+            1.0 - sigma,
+            captions,
+            list(latent.unsqueeze(2)),
+            conditioning_scale=strength,
+        )
+        samples = {k: v + samples.get(k, 0.0) for k, v in found.items()}
+        if routing is not None:
+            hook.remove()
+            hints = [strength * hint for hint in stack[0].unbind()[: len(peer.noise_refiner)]]
+    hooks = [
+        block.register_forward_hook(lambda module, inputs, out, hint=hint: out + hint)
+        for block, hint in zip(peer.noise_refiner, hints, strict=False)
+    ]
+    out = peer(
+        list(x.unsqueeze(2)), 1.0 - sigma, captions, return_dict=False, controlnet_block_samples=samples
+    )[0]
+    for hook in hooks:
+        hook.remove()
     return -torch.stack(list(out)).squeeze(2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autoencoder import AutoencoderKL
+from ..control import ControlNet
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
 from ..vision import VisionEncoder
@@ -27,6 +28,7 @@ LABELS = {
     "text_encoder": "text encoder",
     "autoencoder": "autoencoder (VAE)",
     "vision": "vision encoder",
+    "control": "Z-Image ControlNet",
 }
 
 
@@ -99,18 +101,36 @@ def read_transformer(source: Source, values: bool = True) -> Checkpoint:
     Raises WeightsError when the file is not a Z-Image transformer, is incomplete, or has tensors of wrong
     shape.
     """
-    raw, tensors, prefix = _part(source, "transformer", values)
-    tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
-    tensors = keys.transformer_to_ours(tensors)
-    formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in formats.items()}
-    quantised.fuse_quantised_qkv(tensors, formats, keys.FUSED)
-    tensors = keys.fuse_qkv(tensors)
+    raw, tensors, formats, prefix = _blocks(source, "transformer", values)
     for pad in ("x_pad_token", "cap_pad_token", "siglip_pad_token"):  # GGUF-born files hold them flat
         if pad in tensors:
             tensors[pad] = tensors[pad].reshape(1, -1)
     config = detect.transformer_config(raw.name, tensors)
     checkpoint = Checkpoint(raw.name, "transformer", config, tensors, formats, prefix)
     _check(checkpoint, S3DiT(config, device="meta"))
+    return checkpoint
+
+
+def read_control(source: Source, values: bool = True) -> Checkpoint:
+    """A Z-Image-Fun-Controlnet-Union of any version; what else a file holds is left out.
+
+    Raises WeightsError when the file is no control, is incomplete, or has tensors that no version has.
+    """
+    raw, tensors, formats, prefix = _blocks(source, "control", values)
+    tensors = {k: v for k, v in tensors.items() if k.startswith("control_")}
+    config = detect.control_config(raw.name, tensors)
+    if config.routing == "layers":  # version 2.0 brings a refiner that it was trained without
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("control_noise_refiner.")}
+    formats = {k: v for k, v in formats.items() if f"{k}.weight" in tensors}
+    checkpoint = Checkpoint(raw.name, "control", config, tensors, formats, prefix)
+    network = ControlNet(config, device="meta")
+    _check(checkpoint, network)
+    known = network.state_dict().keys()
+    unknown = [k for k in tensors if k not in known and k.rpartition(".")[2] not in quantised.COMPANIONS]
+    if unknown:
+        raise WeightsError(
+            f"{raw.name} has {len(unknown)} control tensors that no known version has: {_some(unknown)}."
+        )
     return checkpoint
 
 
@@ -148,7 +168,20 @@ READERS = {
     "text_encoder": read_text_encoder,
     "autoencoder": read_autoencoder,
     "vision": read_vision_encoder,
+    "control": read_control,
 }
+
+
+def _blocks(
+    source: Source, kind: str, values: bool
+) -> tuple[RawFile, dict[str, Tensor], quantised.Formats, str]:
+    """The tensors of a part made of S3-DiT blocks under our names, q, k and v fused, and its fp8 layers."""
+    raw, tensors, prefix = _part(source, kind, values)
+    tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
+    tensors = keys.transformer_to_ours(tensors)
+    formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in formats.items()}
+    quantised.fuse_quantised_qkv(tensors, formats, keys.FUSED)
+    return raw, keys.fuse_qkv(tensors), formats, prefix
 
 
 def _part(source: Source, kind: str, values: bool) -> tuple[RawFile, dict[str, Tensor], str]:
@@ -185,7 +218,6 @@ def _some(items: list[str], count: int = 3) -> str:
 
 
 TELLTALES = (  # key fragment -> what a file with it is
-    ("control_all_x_embedder", "it is a Z-Image ControlNet"),
     ("lora_", "it is a LoRA"),
     (".lokr_", "it is a LoKr adapter"),
     (".hada_", "it is a LoHa adapter"),
@@ -218,6 +250,13 @@ def load_transformer(source: Source, device: Any = None, dtype: torch.dtype | No
     checkpoint = read_transformer(source)
     dtype = dtype or checkpoint.dtype
     return _build(S3DiT(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device)
+
+
+def load_control(source: Source, device: Any = None, dtype: torch.dtype | None = None) -> ControlNet:
+    """A ControlNet from a path or a dict. dtype None keeps the file's; fp8 is dequantised."""
+    checkpoint = read_control(source)
+    dtype = dtype or checkpoint.dtype
+    return _build(ControlNet(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device)
 
 
 def load_text_encoder(

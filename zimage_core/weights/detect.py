@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..config import AutoencoderConfig, Qwen3Config, S3DiTConfig, VisionConfig
+from ..config import AutoencoderConfig, ControlConfig, Qwen3Config, S3DiTConfig, VisionConfig
 from .errors import WeightsError
 
 AXES = (2, 3, 3)  # eighths of the head that turn with frame, row and column: 32, 48, 48 of 128
@@ -38,26 +38,58 @@ def transformer_config(name: str, tensors: Mapping[str, Tensor]) -> S3DiTConfig:
             "Load it with ComfyUI's own loader."
         )
     dim, patch_width = shape("x_embedder.weight")
-    head_dim = shape("layers.0.attention.q_norm.weight")[0]
-    n_heads = shape("layers.0.attention.out.weight")[1] // head_dim
-    kv_heads = (shape("layers.0.attention.qkv.weight")[0] // head_dim - n_heads) // 2
     t_dim, t_hidden = shape("t_embedder.mlp.2.weight")
     return S3DiTConfig(
         dim=dim,
         n_layers=_count(tensors, r"layers\.(\d+)\."),
         n_refiner_layers=_count(tensors, r"noise_refiner\.(\d+)\."),
-        n_heads=n_heads,
-        n_kv_heads=kv_heads,
-        ffn_dim=shape("layers.0.feed_forward.w1.weight")[0],
         in_channels=patch_width // S3DiTConfig.patch_size**2,
         cap_feat_dim=shape("cap_embedder.1.weight")[1],
-        axes_dims=tuple(head_dim * eighths // 8 for eighths in AXES),
         t_hidden=t_hidden,
         t_dim=t_dim,
         siglip_feat_dim=shape("siglip_embedder.1.weight")[1]
         if "siglip_embedder.1.weight" in tensors
         else None,
+        **_block_sizes(name, tensors, "layers.0"),
     )
+
+
+def _block_sizes(name: str, tensors: Mapping[str, Tensor], block: str) -> dict:
+    """S3DiTConfig's fields about the inside of a block."""
+
+    def shape(key: str) -> tuple[int, ...]:
+        return _shape(name, tensors, f"{block}.{key}")
+
+    head_dim = shape("attention.q_norm.weight")[0]
+    n_heads = shape("attention.out.weight")[1] // head_dim
+    return {
+        "n_heads": n_heads,
+        "n_kv_heads": (shape("attention.qkv.weight")[0] // head_dim - n_heads) // 2,
+        "ffn_dim": shape("feed_forward.w1.weight")[0],
+        "axes_dims": tuple(head_dim * eighths // 8 for eighths in AXES),
+    }
+
+
+def control_config(name: str, tensors: Mapping[str, Tensor]) -> ControlConfig:
+    """tensors: under our names, q/k/v fused. Raises WeightsError for incomplete files."""
+    dim, patch_width = _shape(name, tensors, "control_all_x_embedder.2-1.weight")
+    routing = "tokens"
+    if "control_noise_refiner.0.after_proj.weight" in tensors:
+        routing = "refiner" if _trained(tensors, "control_noise_refiner.0.after_proj") else "layers"
+    blocks = S3DiTConfig(
+        dim=dim,
+        n_layers=_count(tensors, r"control_layers\.(\d+)\."),
+        n_refiner_layers=_count(tensors, r"control_noise_refiner\.(\d+)\."),
+        t_dim=_shape(name, tensors, "control_layers.0.adaLN_modulation.0.weight")[1],
+        **_block_sizes(name, tensors, "control_layers.0"),
+    )
+    return ControlConfig(blocks, patch_width // S3DiTConfig.patch_size**2, routing)
+
+
+def _trained(tensors: Mapping[str, Tensor], layer: str) -> bool:
+    """Whether a layer that training starts at zero has moved, by those of its values that were read."""
+    values = (tensors.get(f"{layer}.{name}") for name in ("weight", "bias"))
+    return any(v is not None and not v.is_meta and bool(v.float().any()) for v in values)
 
 
 def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config:

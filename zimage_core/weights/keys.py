@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ATTENTION = r"(?P<block>(?:layers|noise_refiner|context_refiner|siglip_refiner)\.\d+\.attention)"
+ATTENTION = (
+    r"(?P<block>(?:(?:control_)?(?:layers|noise_refiner)|context_refiner|siglip_refiner)\.\d+\.attention)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ PREFIXES = {
     "text_encoder": ("text_encoders.qwen3_4b.transformer.", "qwen3_4b.transformer.", "text_encoder.", ""),
     "autoencoder": ("vae.", "first_stage_model.", ""),
     "vision": ("vision_model.", "siglip.vision_model.", "siglip.", ""),
+    "control": ("model.diffusion_model.", "diffusion_model.", "transformer.", "controlnet.", ""),
 }
 SIGNATURES = {  # a layer that only this kind of file has, in each dialect
     "transformer": ("cap_embedder.1.weight",),
     "text_encoder": ("model.embed_tokens.weight", "embed_tokens.weight"),
     "autoencoder": ("decoder.conv_in.weight",),
     "vision": ("embeddings.patch_embedding.weight",),
+    "control": ("control_all_x_embedder.2-1.weight",),
 }
 
 # The autoencoder: diffusers on the left, Flux's own on the right; {d} counts levels down, {u} counts them
