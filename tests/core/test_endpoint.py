@@ -155,11 +155,13 @@ def test_a_whole_address_and_further_fields(serve):
     """A null takes a field out: some models want another name for max_tokens."""
     server = serve(says(200, FINE, SSE))
     url = f"http://localhost:{server.server_port}/v1/chat/completions"
+    seed = 2**64 - 1  # the host's largest; servers take less
     extra = {"enable_thinking": False, "max_tokens": None, "max_completion_tokens": 9, "stream": False}
-    assert ask(server.endpoint(url=url, extra_body=extra), temperature=0.5) == "A fox in the snow."
+    assert ask(server.endpoint(url=url, extra_body=extra), temperature=0.5, seed=seed) == "A fox in the snow."
     (request,) = server.requests
     assert request.path == "/v1/chat/completions" and "Authorization" not in request.headers
     del request.body["messages"]
+    assert 0 <= request.body.pop("seed") < 2**31
     assert request.body == {
         "model": "m", "stream": True, "temperature": 0.5, "enable_thinking": False, "max_completion_tokens": 9
     }  # fmt: skip
@@ -244,11 +246,11 @@ REFUSED = {
 def test_refusals(serve, caplog, status, words):
     """Asked once, with the server's own reason, in which a server may repeat the key."""
     caplog.set_level(logging.DEBUG)
-    reason = "x" * 290 + f" bad key {KEY}: " + "y" * 99
+    reason = "x" * 270 + f" bad key {KEY}: " + "y" * 99
     for body in (json.dumps({"error": {"message": reason}}).encode(), reason.encode()):
         server = serve(says(status, body))
         message = failure(server.endpoint(key_env="TEST_KEY"))
-        assert words in message and f"HTTP {status}: xxx" in message
+        assert words in message and f"HTTP {status}: xxx" in message and "bad key ***" in message
         assert len(server.requests) == 1 and len(message) < 600
     assert KEY not in caplog.text
     assert "set key_env" in failure(serve(says(401, b"")).endpoint())
@@ -328,6 +330,15 @@ def test_an_endless_answer(serve):
     server = serve(endless)
     assert "does not end" in failure(server.endpoint(), max_tokens=8)
     assert server.hung_up.wait(2) and nothing_runs()
+
+
+def test_endless_thinking(serve, monkeypatch):
+    """And whatever else comes without end and is no text."""
+    monkeypatch.setattr("zimage_core.prompt.endpoint_answer.MAX_BYTES", 2**20)
+    thought = chunk(reasoning_content="so ") * 1000
+    for kind in (thought, b": ping\n\n" * 1000, b"{" * 10_000, b"data: " + b"x" * 10_000):
+        server = serve(lambda request, kind=kind: request.answer(200, kind * 1000))
+        assert "does not end: 1 MB" in failure(server.endpoint())
 
 
 def test_a_silent_and_a_slow_server(serve):

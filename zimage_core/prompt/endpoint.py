@@ -27,7 +27,7 @@ __all__ = ["Endpoint", "EndpointError", "Limits", "complete", "read_endpoints"]
 TICK = 0.1  # seconds between two looks at a cancel and at new text
 STOPPING = 2.0  # seconds that a cancelled connection may take to close
 ERROR_BYTES = 16_384
-TRY_AGAIN = {429, 500, 502, 503, 504}
+SEEDS = 2**31  # what every server takes; the host's seeds go to 2**64
 STATUS = {  # what an HTTP status means here, and what to do
     401: "the server refused the key. Check {key}",
     403: "the server does not allow this. Check {key}, and that it may use {model!r}",
@@ -56,6 +56,7 @@ def complete(
     Raises EndpointError. The key is sent to endpoint.chat_url only, and is in no error and no log.
     """
     key = endpoint.key()
+    seed = None if seed is None else seed % SEEDS
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     body = {
         **settings,
@@ -239,7 +240,7 @@ async def _refusal(endpoint: Endpoint, response: aiohttp.ClientResponse, key: st
     message = (
         f"{meaning.format(key=key_name, model=endpoint.model)} (HTTP {status}: {words or 'no reason given'})"
     )
-    if status in TRY_AGAIN:
+    if status == 429 or status >= 500:
         return _FailedForNow(message, _retry_after(response.headers.get("Retry-After", "")))
     return _Failed(message)
 
