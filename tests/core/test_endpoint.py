@@ -17,7 +17,7 @@ import pytest
 from zimage_core.prompt.endpoint import Endpoint, EndpointError, Limits, complete
 
 KEY = "sk-test-0123456789abcdef"
-QUICK = Limits(connect=2.0, silence=0.6, total=5.0, pauses=(0.02, 0.02), retry_after=0.5)
+QUICK = Limits(connect=5.0, silence=5.0, total=20.0, pauses=(0.02, 0.02), retry_after=0.5)
 SSE = {"Content-Type": "text/event-stream"}
 
 
@@ -335,9 +335,9 @@ def test_an_endless_answer(serve):
 def test_endless_thinking(serve, monkeypatch):
     """And whatever else comes without end and is no text."""
     monkeypatch.setattr("zimage_core.prompt.endpoint_answer.MAX_BYTES", 2**20)
-    thought = chunk(reasoning_content="so ") * 1000
-    for kind in (thought, b": ping\n\n" * 1000, b"{" * 10_000, b"data: " + b"x" * 10_000):
-        server = serve(lambda request, kind=kind: request.answer(200, kind * 1000))
+    for kind in (chunk(reasoning_content="so "), b": ping\n\n", b"{", b"data: " + b"x" * 10_000):
+        body = kind * (2**21 // len(kind))
+        server = serve(says(200, body))
         assert "does not end: 1 MB" in failure(server.endpoint())
 
 
@@ -353,7 +353,8 @@ def test_a_silent_and_a_slow_server(serve):
             request.wfile.write(chunk("a"))
             time.sleep(0.05)
 
-    assert "silent for 0.6 s" in failure(serve(silent).endpoint())
+    impatient = dataclasses.replace(QUICK, silence=0.6)
+    assert "silent for 0.6 s" in failure(serve(silent).endpoint(limits=impatient))
     hurried = dataclasses.replace(QUICK, total=0.4)
     assert "not complete after 0.4 s" in failure(serve(slow).endpoint(limits=hurried))
     assert nothing_runs()
