@@ -168,6 +168,7 @@ class NanoConfig:
 TURBO_STEPS = 8
 SHIFT = 3.0  # sigma' = shift * sigma / (1 + (shift - 1) * sigma)
 REFERENCE_MAX_TOKENS = 512  # the reference pipeline cuts the templated prompt here
+REFERENCE_AREA = 1024 * 1024  # pixels; a larger reference image is made as small
 LATENT_DOWNSCALE = 8  # pixels per latent cell
 SIZE_MULTIPLE = 16  # the autoencoder's 8 x the patch size 2
 

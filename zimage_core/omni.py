@@ -69,6 +69,14 @@ def by_token(clean: list[Modulation], noisy: list[Modulation], start: int) -> li
     ]
 
 
+def renewed(modulation: Modulation, noisy: Modulation) -> Modulation:
+    """`noisy` in place of a block's modulation, or of the part for its noisy tokens."""
+    return tuple(
+        new if isinstance(old, Tensor) else old._replace(noisy=new)
+        for old, new in zip(modulation, noisy, strict=True)
+    )
+
+
 class References(NamedTuple):
     """n clean images and what goes with them; every tensor has a batch of 1 or of the picture's."""
 

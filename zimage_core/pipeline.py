@@ -1,4 +1,4 @@
-"""Prompt -> picture without ComfyUI: Turbo in 8 steps, Base with guidance."""
+"""Prompt -> picture without ComfyUI: Turbo in 8 steps, Base with guidance, omni weights with references."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .autoencoder import AutoencoderKL
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
 from .guidance import Guidance
-from .prompt.template import load_tokenizer, tokenise
+from .prompt.template import load_tokenizer, split_prompt, tokenise_texts
+from .reference_image import prepare_reference
 from .run_memo import RunMemo, TimestepMemo
 from .schedule import euler_step, flow_sigmas
 from .text_encoder import Qwen3TextEncoder
 from .transformer import S3DiT
-from .weights import load_autoencoder, load_text_encoder, load_transformer
+from .vision import VisionEncoder
+from .weights import load_autoencoder, load_text_encoder, load_transformer, load_vision_encoder
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +51,15 @@ class Captions:
 
 
 class ZImagePipeline:
-    """The four parts of a Z-Image model, run as the reference runs them."""
+    """The four parts of a Z-Image model, for omni weights five, run as the reference runs them."""
 
     def __init__(
-        self, transformer: S3DiT, text_encoder: Qwen3TextEncoder, autoencoder: AutoencoderKL, tokenizer: Any
+        self,
+        transformer: S3DiT,
+        text_encoder: Qwen3TextEncoder,
+        autoencoder: AutoencoderKL,
+        tokenizer: Any,
+        vision: VisionEncoder | None = None,
     ) -> None:
         wide, needed = text_encoder.config.hidden_size, transformer.config.cap_feat_dim
         if wide != needed:
@@ -59,13 +67,15 @@ class ZImagePipeline:
                 f"the text encoder is {wide} wide, the transformer takes {needed}: they are of two models"
             )
         self.transformer, self.text_encoder = transformer, text_encoder
-        self.autoencoder, self.tokenizer = autoencoder, tokenizer
+        self.autoencoder, self.tokenizer, self.vision = autoencoder, tokenizer, vision
 
     @classmethod
     def from_pretrained(
         cls, path: str | os.PathLike, torch_dtype: torch.dtype | None = None
     ) -> ZImagePipeline:
-        """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/."""
+        """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/ and, of omni weights,
+        siglip/.
+        """
         folder = Path(path)
         missing = [
             p for p in ("transformer", "text_encoder", "vae", "tokenizer") if not (folder / p).is_dir()
@@ -74,9 +84,9 @@ class ZImagePipeline:
             raise FileNotFoundError(
                 f"{folder} lacks the folders {', '.join(missing)} of a diffusers Z-Image model"
             )
-        return cls.from_files(
-            folder / "transformer", folder / "text_encoder", folder / "vae", folder / "tokenizer", torch_dtype
-        )
+        parts = (folder / name for name in ("transformer", "text_encoder", "vae", "tokenizer"))
+        vision = folder / "siglip"
+        return cls.from_files(*parts, torch_dtype, vision if vision.is_dir() else None)
 
     @classmethod
     def from_files(
@@ -86,6 +96,7 @@ class ZImagePipeline:
         autoencoder: str | os.PathLike,
         tokenizer: str | os.PathLike,
         torch_dtype: torch.dtype | None = None,
+        vision: str | os.PathLike | None = None,
     ) -> ZImagePipeline:
         """Single files of any dialect (folders work too) and the folder of the tokenizer."""
         return cls(
@@ -93,6 +104,7 @@ class ZImagePipeline:
             load_text_encoder(text_encoder, dtype=torch_dtype),
             load_autoencoder(autoencoder, dtype=torch_dtype),
             load_tokenizer(tokenizer),
+            None if vision is None else load_vision_encoder(vision, dtype=torch_dtype),
         )
 
     @property
@@ -100,19 +112,51 @@ class ZImagePipeline:
         return self.transformer.x_pad_token.device
 
     def to(self, device: torch.device | str) -> ZImagePipeline:
-        for part in (self.transformer, self.text_encoder, self.autoencoder):
-            part.to(device)
+        for part in (self.transformer, self.text_encoder, self.autoencoder, self.vision):
+            if part is not None:
+                part.to(device)
         return self
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Captions:
-        """Prompts -> caption features. Says in the log what is cut off at max_tokens; None cuts nothing."""
-        tokens = tokenise(self.tokenizer, prompts, max_tokens)
+    def encode_prompts(
+        self, prompts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS, references: int = 0
+    ) -> Captions:
+        """Prompts -> caption features. Says in the log what is cut off at max_tokens; None cuts nothing.
+
+        references: how many images stand before the prompt.
+        """
+        texts = [split_prompt(prompt, references)[references] for prompt in prompts]
+        tokens = tokenise_texts(self.tokenizer, texts, max_tokens)
         for prompt, cut in zip(prompts, tokens.cut, strict=True):
             if cut:
                 log.warning("prompt cut at %s tokens, %s left out: %.60s...", max_tokens, cut, prompt)
         ids, mask = tokens.input_ids.to(self.device), tokens.mask.to(self.device)
         return Captions(self.text_encoder(ids, mask), mask)
+
+    @torch.no_grad()
+    def encode_references(self, images: list[Any], area: int | None = None) -> dict[str, list[Tensor]]:
+        """Reference images -> what the transformer takes beside the prompt's features.
+
+        area: pixels that those of more than a megapixel get instead of one megapixel.
+        """
+        if not images:
+            return {}
+        if self.transformer.config.siglip_feat_dim is None or self.vision is None:
+            lacking = "omni weights (siglip_*)" if self.vision else "omni weights and their vision encoder"
+            raise ValueError(f"reference images need {lacking}: this pipeline has none")
+        pictures = [prepare_reference(as_image(image), area=area) for image in images]
+        weight = next(self.autoencoder.parameters())
+        pixels = [(2 * p.encoded.movedim(-1, 1) - 1).to(weight) for p in pictures]
+        latents = [self.autoencoder.to_model(self.autoencoder.encode(p).mode()) for p in pixels]
+        count = len(images)
+        segments = split_prompt("", count)
+        segments.pop(count)  # the prompt's
+        contexts = []
+        for segment in segments:
+            ids = tokenise_texts(self.tokenizer, [segment]).input_ids.to(self.device)
+            contexts.append(self.text_encoder(ids))
+        siglip = [self.vision.features(p.seen.to(self.device)) for p in pictures]
+        return {"ref_latents": latents, "ref_contexts": contexts, "siglip_feats": siglip}
 
     @torch.no_grad()
     def __call__(
@@ -123,8 +167,8 @@ class ZImagePipeline:
         guidance_scale: float = 0.0,
         cfg_normalization: float | bool = 0.0,
         cfg_truncation: float = 1.0,
-        height: int = 1024,
-        width: int = 1024,
+        height: int | None = None,
+        width: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -132,31 +176,53 @@ class ZImagePipeline:
         output_type: str = "pil",
         callback: Progress | None = None,
         max_sequence_length: int | None = REFERENCE_MAX_TOKENS,
+        image: Any = None,
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
         Turbo: 8 steps, guidance_scale 0. Base: 28-50 steps, guidance_scale 3-5, where ComfyUI's cfg is one
         more.
-        height, width: pixels, multiples of 8. latents: starting noise [B, 16, height / 8, width / 8].
+        height, width: pixels, multiples of 8; 1024, or those of the last reference. latents: starting noise
+        [B, 16, height / 8, width / 8].
+        image: reference image or images for omni weights, the same for each prompt: PIL images, or tensors
+        [H, W, 3] in [0, 1].
         callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
-        positive = self.encode_prompts(prompts, max_sequence_length).repeat(num_images_per_prompt)
+        images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+        references = self.encode_references(images, height * width if height and width else None)
+        if references:
+            last = references["ref_latents"][-1]
+            found = (self.autoencoder.config.downscale * side for side in last.shape[-2:])
+            height, width = (given or size for given, size in zip((height, width), found, strict=True))
+        height, width = height or 1024, width or 1024
+
+        def encoded(texts: list[str]) -> Captions:
+            captions = self.encode_prompts(texts, max_sequence_length, len(images))
+            return captions.repeat(num_images_per_prompt)
+
+        positive = encoded(prompts)
         negative = None
         if guidance.scale > 0:
             given = negative_prompt or ""
             negatives = [given] * len(prompts) if isinstance(given, str) else list(given)
             if len(negatives) != len(prompts):
                 raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-            negative = self.encode_prompts(negatives, max_sequence_length).repeat(num_images_per_prompt)
+            negative = encoded(negatives)
 
         shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
         if tuple(x.shape) != shape:
             raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
         x = self._sample(
-            x, positive, negative, guidance, flow_sigmas(num_inference_steps, shift).tolist(), callback
+            x,
+            positive,
+            negative,
+            guidance,
+            flow_sigmas(num_inference_steps, shift).tolist(),
+            callback,
+            references,
         )
         return PipelineOutput(self._output(x, output_type))
 
@@ -168,6 +234,7 @@ class ZImagePipeline:
         guidance: Guidance,
         sigmas: list[float],
         callback: Progress | None,
+        references: dict[str, list[Tensor]],
     ) -> Tensor:
         dtype = self.transformer.x_pad_token.dtype
         shared = TimestepMemo()
@@ -175,7 +242,13 @@ class ZImagePipeline:
 
         def velocity(captions: Captions, timesteps: Tensor) -> Tensor:
             return self.transformer(
-                x.to(dtype), timesteps, captions.features, None, captions.mask, run_memo=memos[id(captions)]
+                x.to(dtype),
+                timesteps,
+                captions.features,
+                None,
+                captions.mask,
+                run_memo=memos[id(captions)],
+                **references,
             )
 
         for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
@@ -219,3 +292,10 @@ class ZImagePipeline:
 
         rows = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(row) for row in rows]
+
+
+def as_image(image: Any) -> Tensor:
+    """A PIL image, or a tensor [H, W, 3] in [0, 1] -> [1, H, W, 3]."""
+    if isinstance(image, Tensor):
+        return image[None]
+    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255)[None]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import SIZE_MULTIPLE
+from .config import REFERENCE_AREA, SIZE_MULTIPLE
 
 
 class ReferenceImage(NamedTuple):
@@ -19,14 +19,14 @@ class ReferenceImage(NamedTuple):
     encoded: Tensor  # its middle, with sides that the autoencoder and the patches divide
 
 
-def prepare_reference(image: Tensor, side: int = 1024) -> ReferenceImage:
-    """image: [1, H, W, 3 or more] in [0, 1]. Larger ones than side x side pixels get that area, in their own
-    proportions. Raises ValueError when one side is then shorter than a patch.
+def prepare_reference(image: Tensor, limit: int = REFERENCE_AREA, area: int | None = None) -> ReferenceImage:
+    """image: [1, H, W, 3 or more] in [0, 1]. One of more than `limit` pixels gets `area` pixels, the limit by
+    default, in its own proportions. Raises ValueError when a side is then shorter than a patch.
     """
     image = image[..., :3].float().cpu()
     height, width = image.shape[1:3]
-    if height * width > side * side:
-        scale = (side * side / (height * width)) ** 0.5
+    if height * width > limit:
+        scale = ((area or limit) / (height * width)) ** 0.5
         height, width = int(height * scale), int(width * scale)
         if min(height, width) >= SIZE_MULTIPLE:
             levels = (image[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -10,22 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL as PeerAutoencoder
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers import ZImagePipeline as PeerPipeline
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from tests.core.peers import ZImageTransformer2DModel, diffusers_of
-from tests.core.random_models import random_s3dit, randomise, relative
+from tests.core.random_models import random_s3dit, relative
+from tests.core.small_diffusers import small_parts
 from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
 from zimage_core.prompt.template import apply_template, tokenise
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)
 
 
@@ -33,27 +26,7 @@ DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_d
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model in diffusers' layout, the transformer in several shards."""
     path = tmp_path_factory.mktemp("diffusers_model")
-    vocab = {token: i for i, token in enumerate([*sorted(ByteLevel.alphabet()), *SPECIAL])}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=SPECIAL[1:])
-    tokenizer.chat_template = CHAT_TEMPLATE
-    text_encoder = randomise(
-        Qwen3Model(
-            Qwen3Config(
-                vocab_size=len(vocab), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
-                num_attention_heads=2, num_key_value_heads=1, head_dim=64, tie_word_embeddings=True,
-                rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-            )
-        ),
-        1,
-    )  # fmt: skip
-    vae = randomise(
-        PeerAutoencoder(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 32, 64, 64), layers_per_block=1, latent_channels=16, norm_num_groups=32,
-            scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-        ),
-        2,
-    )  # fmt: skip
+    text_encoder, tokenizer, vae = small_parts()
     transformer = diffusers_of(random_s3dit(DIT, 3))
     assert isinstance(transformer, ZImageTransformer2DModel)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
