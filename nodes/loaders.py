@@ -15,6 +15,8 @@ from .host.schema import schema
 from .host.vae import load_vae
 from .part_loaders import CATEGORY, PARTS, outputs, part_input, weight_dtype_input
 
+WIDGETS = ("transformer", "text_encoder", "vae")
+
 
 class ZImageLoader(io.ComfyNode):
     @classmethod
@@ -26,7 +28,7 @@ class ZImageLoader(io.ComfyNode):
             description="Loads Z-Image from any file people have: ComfyUI single files, diffusers folders, "
             "fp8. 'built-in: nano' is a small model that comes with the extension.",
             search_aliases=["zimage", "z-image", "zit", "load z-image"],
-            inputs=[*map(part_input, PARTS), weight_dtype_input()],
+            inputs=[*map(part_input, WIDGETS), weight_dtype_input()],
             outputs=outputs("model", "clip", "vae"),
             hidden=[io.Hidden.unique_id],
             enable_expand=True,
@@ -37,7 +39,7 @@ class ZImageLoader(io.ComfyNode):
         """Checks the three files by their headers. A part that is still held is handed on; the others are
         left to nodes of their own, whose results the host keeps by their own inputs.
         """
-        names = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+        names = dict(zip(WIDGETS, (transformer, text_encoder, vae), strict=True))
         paths = {widget: resolve(PARTS[widget][0], name) for widget, name in names.items()}
         found = {widget: READERS[PARTS[widget][0]](path, values=False) for widget, path in paths.items()}
         width = found["text_encoder"].config.hidden_size

@@ -1,4 +1,4 @@
-"""Files -> MODEL, CLIP or VAE: the loaders of one part each."""
+"""Files -> MODEL, CLIP, VAE or CLIP_VISION: the loaders of one part each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .host.parts import loaded
 from .host.progress import show_text
 from .host.schema import known, schema
 from .host.vae import load_vae
+from .host.vision import load_vision
 
 CATEGORY = "Z-Image/loaders"
 PARTS = {  # widget -> what it names
@@ -28,6 +29,7 @@ PARTS = {  # widget -> what it names
         "autoencoder",
         "The Flux.1 autoencoder with 16 channels (ae.safetensors), from models/vae.",
     ),
+    "vision": ("vision", "SigLIP 2 so400m, patch 16, naflex, from models/clip_vision; nano needs its own."),
 }
 
 
@@ -53,6 +55,7 @@ def outputs(*names: str) -> list:
         "model": (io.Model, "The transformer, a normal MODEL: any sampler and LoRA node takes it."),
         "clip": (io.Clip, "The text encoder with Z-Image's prompt template."),
         "vae": (io.Vae, "Turns latents into pictures and back."),
+        "vision": (io.ClipVision, "Shows reference pictures to omni weights."),
     }
     return [made[name][0].Output(display_name=name, tooltip=made[name][1]) for name in names]
 
@@ -124,3 +127,22 @@ class ZImageVAELoader(ZImagePartLoader):
     @classmethod
     def execute(cls, vae: str) -> io.NodeOutput:
         return cls.give(load_vae, "autoencoder", vae)
+
+
+class ZImageVisionLoader(ZImagePartLoader):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImageVisionLoader",
+            display_name="Z-Image Vision Loader",
+            category=CATEGORY,
+            description="Loads SigLIP 2, through which omni weights (Omni, Edit) see reference pictures.",
+            search_aliases=["clip vision loader", "siglip", "image encoder", "omni"],
+            inputs=[part_input("vision")],
+            outputs=outputs("vision"),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, vision: str) -> io.NodeOutput:
+        return cls.give(load_vision, "vision", vision)

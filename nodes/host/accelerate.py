@@ -55,8 +55,8 @@ def adopt(model: Any) -> HostS3DiT:
             f"This MODEL is {type(model.model).__name__} ({found}), not Z-Image. Connect a Z-Image MODEL, or "
             "take this node out of the graph."
         )
-    if getattr(theirs, "siglip_embedder", None) is not None or hasattr(theirs, "dec_net"):
-        raise NotZImage("This MODEL is an omni or pixel-space Z-Image, which runs on the host's code only.")
+    if hasattr(theirs, "dec_net"):
+        raise NotZImage("This MODEL is a pixel-space Z-Image, which runs on the host's code only.")
     config = _config(settings, theirs)
     ours = HostS3DiT(config, device="meta")
     for name, module in list(ours.named_modules()):
@@ -70,7 +70,7 @@ def adopt(model: Any) -> HostS3DiT:
                 "weights with the Z-Image loader."
             ) from None
         comfy.utils.set_attr(ours, name, layer)
-    for name in ("x_pad_token", "cap_pad_token"):
+    for name, _ in list(ours.named_parameters(recurse=False)):  # the pad tokens
         setattr(ours, name, getattr(theirs, name))
     ours.dtype = theirs.dtype  # of the computation, which the host asks for
     return ours.eval()
@@ -90,6 +90,7 @@ def _config(settings: dict, network: torch.nn.Module) -> S3DiTConfig:
         rope_theta=settings.get("rope_theta", S3DiTConfig.rope_theta),
         t_scale=settings.get("time_scale", S3DiTConfig.t_scale),
         pad_multiple=settings.get("pad_tokens_multiple", S3DiTConfig.pad_multiple),
+        siglip_feat_dim=settings.get("siglip_feat_dim"),
     )
 
 

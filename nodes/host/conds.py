@@ -15,8 +15,8 @@ from comfy.conds import CONDRegular
 from torch import Tensor
 
 from ...zimage_core.run_memo import RunMemo, TimestepMemo
+from .omni import CELLS, ReferenceCond, reference_conds
 
-OMNI = ("ref_latents", "ref_contexts", "siglip_feats")  # what the host's TextEncodeZImageOmni brings
 SEES_BOTH = ("attn1_patch", "attn1_output_patch")  # patches that compare positive and negative
 
 
@@ -75,12 +75,17 @@ def caption_conds(out: dict, given: dict, model: Any, multiple: int, timestep_me
     caption = given.get("cross_attn")
     if caption is None:
         return out
-    references = [out.pop(name) for name in OMNI if name in out]
-    if references:
+    for name in CELLS:
+        out.pop(name, None)
+    references = reference_conds(given)
+    if references and model.model_config.unet_config.get("siglip_feat_dim") is None:
         logging.warning(
             "The conditioning has reference images, from a node such as TextEncodeZImageOmni, but these "
             "weights have no omni keys (siglip_*): the images are ignored, the prompt is used."
         )
+    elif references:
+        scaled = [model.process_latent_in(latent) for latent in references["ref_latents"].cond]
+        out |= references | {"ref_latents": ReferenceCond(scaled, "ref_latents")}
     out.pop("attention_mask", None)
     mask = given.get("attention_mask")
     counts = [caption.shape[1]] if mask is None else mask.bool().sum(dim=-1).clamp(min=1).tolist()

@@ -14,16 +14,27 @@ from ...zimage_core.weights import WeightsError
 BUILT_IN = "built-in: nano"
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 
-FOLDERS = {"transformer": "diffusion_models", "text_encoder": "text_encoders", "autoencoder": "vae"}
-DIFFUSERS_PARTS = {"transformer": "transformer", "text_encoder": "text_encoder", "autoencoder": "vae"}
+FOLDERS = {
+    "transformer": "diffusion_models",
+    "text_encoder": "text_encoders",
+    "autoencoder": "vae",
+    "vision": "clip_vision",
+}
+DIFFUSERS_PARTS = {
+    "transformer": "transformer",
+    "text_encoder": "text_encoder",
+    "autoencoder": "vae",
+    "vision": "siglip",
+}
 
 
 def choices(kind: str) -> list[str]:
     """What a loader offers for one part: the built-in model, files, and diffusers folders with a trailing
     slash.
     """
+    built_in = [BUILT_IN] if (NANO / f"{kind}.safetensors").is_file() else []
     return [
-        BUILT_IN,
+        *built_in,
         *folder_paths.get_filename_list(FOLDERS[kind]),
         *(f"{name}/" for name in _diffusers_models(kind)),
     ]

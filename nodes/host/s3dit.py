@@ -13,15 +13,16 @@ from torch import Tensor
 
 from ...zimage_core.attention import Attention
 from ...zimage_core.config import S3DiTConfig
+from ...zimage_core.omni import renewed
 from ...zimage_core.rope import rotate
 from ...zimage_core.run_memo import TimestepMemo
 from ...zimage_core.transformer import Block, Prepared, S3DiT
 from .conds import caption_conds
+from .omni import CELLS, PATCH_AREA, reference_conds
 
 # The host's rule for one forward: latent cells x bytes of the type x this, in percent of a MiB. Our peak is
 # 86 to 91 kB a token in bfloat16 (bench memory); 1.25 leaves room for what libraries and allocator add.
 MEMORY_FACTOR = 1.25
-PATCH_AREA = S3DiTConfig.patch_size**2  # latent cells per token
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
 
 
@@ -108,11 +109,13 @@ class HostS3DiT(S3DiT):
         return prepared
 
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
+        """`noise_refiner` patches see and change the image's tokens, not those of reference images."""
         patches = transformer_options.get("patches", {}).get("noise_refiner", ())
+        start = 0 if given.references is None else given.references.shape[1]
         shown = {
-            "img_input": image if patches else None,
+            "img_input": image[:, start:] if patches else None,
             "txt": given.caption,
-            "pe": given.image_freqs,
+            "pe": given.image_freqs[:, start:],
             "vec": given.adaln_input,
             "x": x,
             "transformer_options": transformer_options,
@@ -122,7 +125,9 @@ class HostS3DiT(S3DiT):
             modulation = given.refiner_modulations[index]
             image = block(image, None, given.image_freqs, modulation, transformer_options=transformer_options)
             for patch in patches:
-                image = patch({**shown, "img": image, "block_index": index}).get("img", image)
+                out = patch({**shown, "img": image[:, start:], "block_index": index})
+                if "img" in out:
+                    image = torch.cat((image[:, :start], out["img"]), dim=1) if start else out["img"]
         return image
 
     def joint(self, hidden: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
@@ -205,7 +210,9 @@ class Layer:
 
     def _original(self, hidden: Tensor, args: dict) -> Tensor:
         vec, options = args["vec"], args.get("transformer_options", {})
-        modulation = self.modulation if vec is self.given.adaln_input else self.block.modulation(vec)
+        modulation = self.modulation
+        if vec is not self.given.adaln_input:
+            modulation = renewed(modulation, self.block.modulation(vec))
         return self.block(hidden, args.get("attn_mask"), args["pe"], modulation, transformer_options=options)
 
 
@@ -226,12 +233,15 @@ class Model(comfy.model_base.Lumina2):
         )
         self.timestep_memo = TimestepMemo()
         self.memory_usage_factor = MEMORY_FACTOR
-        self.memory_usage_factor_conds = ("c_crossattn",)
+        self.memory_usage_factor_conds = ("c_crossattn", *CELLS)
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], 1, shape[1] * PATCH_AREA]}
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict:
         caption = kwargs.get("cross_attn")
-        return {} if caption is None else {"c_crossattn": list(caption.shape)}
+        shapes = {} if caption is None else {"c_crossattn": list(caption.shape)}
+        if self.model_config.unet_config.get("siglip_feat_dim") is not None:
+            shapes |= {name: cond.size() for name, cond in reference_conds(kwargs).items()}
+        return shapes
 
     def extra_conds(self, **kwargs: Any) -> dict:
         multiple = self.model_config.unet_config["pad_multiple"]

@@ -19,5 +19,6 @@ def native_network(config: S3DiTConfig, **place: Any) -> Any:
         cap_feat_dim=config.cap_feat_dim, axes_dims=list(config.axes_dims), axes_lens=[1536, 512, 512],
         rope_theta=config.rope_theta, z_image_modulation=True, time_scale=config.t_scale,
         pad_tokens_multiple=config.pad_multiple, image_model="lumina2",
+        siglip_feat_dim=config.siglip_feat_dim,
         operations=comfy.ops.disable_weight_init, **place,
     )  # fmt: skip

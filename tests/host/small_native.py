@@ -18,6 +18,8 @@ def patcher(state, operations=None, dtype=torch.float32):
     dim, head = state["x_embedder.bias"].shape[0], 128
     sizes = {"dim": dim, "n_heads": dim // head, "n_kv_heads": dim // head, "n_layers": 2}
     sizes |= {"cap_feat_dim": state["cap_embedder.0.weight"].shape[0], "axes_dims": [32, 48, 48]}
+    if "siglip_embedder.0.weight" in state:
+        sizes["siglip_feat_dim"] = state["siglip_embedder.0.weight"].shape[0]
     config = comfy.supported_models.ZImage(
         {
             **{"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "qk_norm": True, **sizes},
