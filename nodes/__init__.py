@@ -2,6 +2,7 @@
 
 from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
+from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
@@ -15,6 +16,7 @@ NODES = (
     ZImageVAELoader,
     ZImageAccelerate,
     ZImageTextEncode,
+    ZImagePromptEnhancer,
     ZImageLatent,
     ZImageTurboSampler,
     ZImageSigmas,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
+import comfy.utils
 from server import PromptServer
+
+LIVE_TEXT = "zimage.text"  # the event that web/enhancer.js writes into its node
+PAUSE = 0.1  # seconds between two of them
 
 
 def show_text(node_id: str | None, text: str) -> None:
@@ -10,3 +16,19 @@ def show_text(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
+
+
+class LiveText:
+    """A text that grows on its node, and the progress bar beside it. Called with all the text so far."""
+
+    def __init__(self, node_id: str | None, most_steps: int) -> None:
+        self.node_id = node_id
+        self.bar = comfy.utils.ProgressBar(most_steps)
+        self.last = 0.0
+
+    def __call__(self, text: str) -> None:
+        self.bar.update(1)
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and self.node_id is not None and time.monotonic() >= self.last + PAUSE:
+            server.send_sync(LIVE_TEXT, {"node": self.node_id, "text": text}, server.client_id)
+            self.last = time.monotonic()

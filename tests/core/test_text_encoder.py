@@ -19,6 +19,12 @@ REAL_WIDTH = Qwen3Config(vocab_size=500, num_hidden_layers=2)
 
 def pair(config: Qwen3Config, seed: int) -> tuple[Qwen3TextEncoder, Qwen3ForCausalLM]:
     model = randomise(Qwen3TextEncoder(config, language_model=True), seed)
+    return model, peer_of(model)
+
+
+def peer_of(model: Qwen3TextEncoder) -> Qwen3ForCausalLM:
+    """transformers' model with the same weights."""
+    config = model.config
     peer = Qwen3ForCausalLM(
         PeerConfig(
             vocab_size=config.vocab_size,
@@ -36,7 +42,7 @@ def pair(config: Qwen3Config, seed: int) -> tuple[Qwen3TextEncoder, Qwen3ForCaus
     missing, unexpected = peer.load_state_dict(model.state_dict(), strict=False)
     assert missing in ([], ["lm_head.weight"]) and not unexpected
     peer.tie_weights()
-    return model, peer
+    return peer
 
 
 @pytest.mark.parametrize("seed", seeds(2))

@@ -1,0 +1,76 @@
+"""A short prompt -> the long description that Z-Image is used to, by a language model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..zimage_core.prompt.enhance import Request, enhance, terms
+from ..zimage_core.prompt.messages import AUTO, choose_template
+from .enhancer_settings import CHOICES, USE_PROMPT, widgets
+from .host.picture_data import put_widgets
+from .host.progress import show_text
+from .host.schema import schema
+from .host.writers import writer
+
+
+class ZImagePromptEnhancer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImagePromptEnhancer",
+            display_name="Z-Image Prompt Enhancer",
+            category="Z-Image/conditioning",
+            description="Turns a short prompt into the detailed description that Z-Image was tuned on, with "
+            "the text encoder that is loaded anyway. The text can be edited and locked; pictures carry it.",
+            search_aliases=["prompt enhance", "prompt expander", "rewrite", "llm", "qwen"],
+            inputs=[
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Z-Image's text encoder, Qwen3-4B. Endpoints need none."
+                ),
+                *widgets(),
+            ],
+            outputs=[
+                io.String.Output(display_name="text", tooltip="The description, for a text encode node."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Who wrote, how many tokens, and what was refused, lost or added.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, prompt: str, clip: object = None, **given) -> io.NodeOutput:
+        values = {widget.id: widget.default for widget in widgets()} | given
+        for name, (options, _) in CHOICES.items():
+            if values[name] not in options:
+                raise ValueError(f"{name} is {values[name]!r}; it can be {', '.join(options)}")
+        if values["locked"]:
+            text, notes = values["text"], ["locked: the text is used as it stands"]
+        else:
+            text, notes = written(prompt, clip, values, cls.hidden.unique_id)
+        put_widgets(cls.hidden, [widget.id for widget in widgets()], {"text": text, "locked": True})
+        report = "\n".join(notes)
+        show_text(cls.hidden.unique_id, report)
+        return io.NodeOutput(text, report, ui={"text": (report,), "enhanced": (text,)})
+
+
+def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str, list[str]]:
+    """The description and what is to be said of it. Raises ValueError where there is none."""
+    if not prompt.strip():
+        raise ValueError("prompt is empty: say in a few words what the picture shows.")
+    write, vocab_size = writer(clip, values, node_id)
+    faithful = values["mode"] == "faithful"
+    template = values["template"]
+    if template == AUTO:
+        template = choose_template(vocab_size, faithful)
+    request = Request(
+        prompt, template, values["language"], faithful, terms(values["fixed_terms"]), values["seed"]
+    )
+    outcome = enhance(request, write)
+    notes = [f"{values['source']}, template {template}", *outcome.notes]
+    if outcome.text is not None:
+        return outcome.text, notes
+    if values["on_failure"] != USE_PROMPT:
+        raise ValueError("\n".join(("no usable description:", *notes)))
+    return prompt, [*notes, "the prompt is used as it is"]

@@ -1,0 +1,137 @@
+"""The settings of the prompt enhancer, one widget each."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..zimage_core.prompt.enhance import LARGEST_SEED
+from ..zimage_core.prompt.messages import AUTO, LANGUAGES, TEMPLATES
+from .host.schema import known
+from .host.writers import TEXT_ENCODER, sources
+
+USE_PROMPT = "original prompt"
+CHOICES = {  # combo -> its options and what they do; the first is the default
+    "template": (
+        (AUTO, *TEMPLATES),
+        "What is asked for. standard: 120 to 300 words; short: at most 100; faithful: makes precise, adds "
+        "nothing; plain: only your prompt, for the built-in nano. auto takes what fits model and mode.",
+    ),
+    "language": ((AUTO, *LANGUAGES), "Language of the description. auto keeps the prompt's own."),
+    "mode": (
+        ("normal", "faithful"),
+        "faithful compares the description with the prompt: where something is lost or added, it is written "
+        "again with the next seed, three times at most.",
+    ),
+    "on_failure": (
+        ("error", USE_PROMPT),
+        "When nothing usable was written: stop, or go on with the prompt as it is. The report says why.",
+    ),
+}
+
+
+def combo(name: str) -> io.Combo.Input:
+    options, tooltip = CHOICES[name]
+    return io.Combo.Input(name, options=list(options), default=options[0], optional=True, tooltip=tooltip)
+
+
+def number(kind: type, name: str, default: float, least: float, most: float, tooltip: str) -> object:
+    settings = {"default": default, "min": least, "max": most, "step": 1 if kind is io.Int else 0.01}
+    return known(kind.Input, name, **settings, optional=True, advanced=True, tooltip=tooltip)
+
+
+def widgets() -> list:
+    """In the order of the page; the endpoints are read anew each time."""
+    return [
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            dynamic_prompts=True,
+            tooltip="What you want to see, in a few words, English or Chinese. Text for the picture goes "
+            "into double quotes.",
+        ),
+        io.String.Input(
+            "text",
+            multiline=True,
+            default="",
+            optional=True,
+            socketless=True,
+            tooltip="The description: filled in while it is written. Edit it as you like and turn on locked, "
+            "and it is used as it stands.",
+        ),
+        io.Boolean.Input(
+            "locked",
+            default=False,
+            optional=True,
+            tooltip="On: the text above is the result and nothing is written. Off: every run writes it anew.",
+        ),
+        io.Combo.Input(
+            "source",
+            options=list(sources()),
+            default=TEXT_ENCODER,
+            optional=True,
+            tooltip="Who writes. The text encoder is loaded anyway and needs no network; the others are the "
+            "endpoints of your own settings file.",
+        ),
+        combo("template"),
+        combo("language"),
+        combo("mode"),
+        io.String.Input(
+            "fixed_terms",
+            default="",
+            optional=True,
+            tooltip="Terms that must come back letter by letter, such as names, separated by commas.",
+        ),
+        combo("on_failure"),
+        io.Boolean.Input(
+            "thinking",
+            default=False,
+            optional=True,
+            tooltip="Lets Qwen3 think before it writes: better for requests that need an answer, and several "
+            "times as long. Thinking counts towards max_tokens.",
+        ),
+        io.Int.Input(
+            "max_tokens",
+            default=1024,
+            min=16,
+            max=16384,
+            optional=True,
+            tooltip="Most tokens that are written. 1024 are plenty without thinking; with it take 4096.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=LARGEST_SEED,
+            control_after_generate=True,
+            optional=True,
+            tooltip="Another seed, another description. The same seed writes the same one.",
+        ),
+        number(
+            io.Float,
+            "temperature",
+            0.7,
+            0,
+            2,
+            "Higher is bolder, lower keeps to the likely. 0 ignores the seed.",
+        ),
+        number(io.Int, "top_k", 20, 0, 1000, "Only so many of the likeliest tokens may come. 0: no limit."),
+        number(
+            io.Float,
+            "top_p",
+            0.8,
+            0,
+            1,
+            "Only the likeliest tokens that make up this share may come. 1: all.",
+        ),
+        number(
+            io.Float, "min_p", 0, 0, 1, "Only tokens at least this likely, against the likeliest. 0: all."
+        ),
+        number(
+            io.Float,
+            "repetition_penalty",
+            1,
+            1,
+            2,
+            "Over 1 avoids words that it has written. Try 1.05 for loops.",
+        ),
+    ]

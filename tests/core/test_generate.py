@@ -1,0 +1,181 @@
+"""Text generation against transformers on the same random weights: tokens and filters. The text stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from tests.core.random_models import relative, seeds
+from tests.core.test_text_encoder import SMALL, pair
+from zimage_core import Qwen3Config
+from zimage_core.prompt.generate import Sampling, TextStream, candidates, generate, penalised, steps
+from zimage_core.prompt.template import load_tokenizer
+from zimage_core.text_encoder import KeyValueCache
+
+NANO_SHAPE = Qwen3Config(
+    vocab_size=400, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2,
+    num_key_value_heads=1,
+)  # fmt: skip
+WIDE = Qwen3Config(vocab_size=600, num_hidden_layers=2)
+TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "nano" / "tokenizer"
+PROMPTS = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+GREEDY = Sampling(temperature=0)
+
+
+def prompt_of(config: Qwen3Config, length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, config.vocab_size, (length,), generator=generator).tolist()
+
+
+def ours(model, prompt, sampling=GREEDY, stop=(), count=24, on_token=None):
+    cpu = torch.device("cpu")
+    next_logits = steps(model, len(prompt) + count, cpu, torch.float32)
+    return generate(next_logits, prompt, sampling, stop, count, on_token)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("length", [1, 33])
+@pytest.mark.parametrize("seed", seeds(2))
+@pytest.mark.parametrize("config", [SMALL, NANO_SHAPE, WIDE], ids=["small", "nano", "width 2560"])
+def test_greedy_tokens_are_those_of_transformers(config, seed, length, penalty) -> None:
+    model, peer = pair(config, seed)
+    prompt = prompt_of(config, length, seed)
+    # Theirs counts the prompt's tokens as written, ours does not.
+    processors = LogitsProcessorList()
+    if penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=length))
+    theirs = peer.generate(
+        torch.tensor([prompt]),
+        do_sample=False,
+        max_new_tokens=24,
+        eos_token_id=None,
+        logits_processor=processors,
+    )[0, length:].tolist()
+    assert ours(model, prompt, Sampling(temperature=0, repetition_penalty=penalty)).tokens == theirs
+
+
+@pytest.mark.parametrize("config", [SMALL, NANO_SHAPE], ids=["small", "nano"])
+def test_step_by_step_is_all_at_once(config) -> None:
+    """Every step's scores equal those of a forward over everything, in a cache that is just large enough."""
+    model, _ = pair(config, seeds(1)[0])
+    ids = torch.tensor([prompt_of(config, 20, 5)])
+    cache = KeyValueCache(config, 20, torch.device("cpu"), torch.float32)
+    found = [model.next_logits(ids[:, :9], cache)]
+    found += [model.next_logits(ids[:, i : i + 1], cache) for i in range(9, 20)]
+    assert relative(torch.stack(found, dim=1), model.logits(ids)[:, 8:]) <= 1e-5
+    assert cache.data.nbytes == KeyValueCache.bytes_needed(config, 20, torch.float32)
+    with pytest.raises(ValueError, match="one at a time"):
+        model.next_logits(ids[:, :2], cache)
+
+
+FILTERS = {
+    "temperature": Sampling(temperature=0.6, top_k=0, top_p=1.0),
+    "top-k": Sampling(temperature=1.0, top_k=7, top_p=1.0),
+    "top-p": Sampling(temperature=1.0, top_k=0, top_p=0.6),
+    "top-p of nothing": Sampling(temperature=1.0, top_k=0, top_p=0.0),
+    "min-p": Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.2),
+    "penalty": Sampling(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.7),
+    "all": Sampling(temperature=1.4, top_k=40, top_p=0.9, min_p=0.05, repetition_penalty=1.2),
+}
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+@pytest.mark.parametrize("name", FILTERS)
+def test_what_may_come_next_is_what_transformers_lets_come(name, seed) -> None:
+    sampling = FILTERS[name]
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(500, generator=generator)
+    seen = torch.randint(0, 500, (60,), generator=generator)
+    theirs = [
+        RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty),
+        TemperatureLogitsWarper(sampling.temperature),
+        TopKLogitsWarper(sampling.top_k or 500),
+        TopPLogitsWarper(sampling.top_p),
+        MinPLogitsWarper(sampling.min_p),
+    ]
+    expected = LogitsProcessorList(theirs)(seen[None], logits[None].clone())[0].softmax(dim=0)
+    written = torch.zeros(500, dtype=torch.bool)
+    written[seen] = True
+    ids, likely = candidates(penalised(logits, sampling.repetition_penalty, written), sampling)
+    found = torch.zeros(500).scatter(0, ids, likely)
+    assert torch.equal(found > 0, expected > 0)
+    assert (found - expected).abs().max() <= 1e-6
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """A chain of tokens whose scores do not depend on what came before."""
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0, 0.0]])
+    free = Sampling(temperature=1.0, top_k=0, top_p=1.0, seed=3)
+    tokens = generate(lambda ids: logits, [0], free, (), 20_000).tokens
+    share = torch.bincount(torch.tensor(tokens), minlength=5) / len(tokens)
+    assert (share - logits[0].softmax(dim=0)).abs().max() < 0.01
+
+
+def test_a_seed_gives_one_text_and_leaves_the_global_generator_alone() -> None:
+    model, _ = pair(SMALL, 3)
+    prompt = prompt_of(SMALL, 12, 3)
+    torch.manual_seed(1)
+    made = {
+        seed: ours(model, prompt, Sampling(temperature=1.0, seed=seed)).tokens for seed in (5, 6, 2**64 - 1)
+    }
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert {seed: ours(model, prompt, Sampling(temperature=1.0, seed=seed)).tokens for seed in made} == made
+    assert len({tuple(tokens) for tokens in made.values()}) == len(made)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_it_ends_at_a_stop_token_at_the_cap_and_at_an_exception() -> None:
+    model, _ = pair(SMALL, 4)
+    prompt = prompt_of(SMALL, 12, 4)
+    whole = ours(model, prompt)
+    assert not whole.ended and len(whole.tokens) == 24
+    stop = next(token for token in whole.tokens if token != whole.tokens[0])
+    stopped = ours(model, prompt, stop=(stop,))
+    assert stopped.ended and stopped.tokens == whole.tokens[: whole.tokens.index(stop)]
+
+    heard = []
+
+    def listen(token: int) -> None:
+        heard.append(token)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ours(model, prompt, on_token=listen)
+    assert heard == whole.tokens[:3]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TOKENIZER)
+
+
+@pytest.mark.parametrize("text", [*PROMPTS.values()] if isinstance(PROMPTS, dict) else PROMPTS)
+def test_streamed_text_grows_by_whole_characters(tokenizer, text) -> None:
+    stream, seen = TextStream(tokenizer, {}), []
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        seen.append(stream.add(token))
+    assert stream.finish() == text
+    assert all(text.startswith(part) for part in seen), "never a broken character, never taken back"
+
+
+def test_named_tokens_are_text_and_other_special_ones_are_not(tokenizer) -> None:
+    opened, end = (tokenizer.convert_tokens_to_ids(name) for name in ("<think>", "<|im_end|>"))
+    words = tokenizer("a cat", add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer, {opened: "<think>"})
+    for token in (opened, *words, end):
+        stream.add(token)
+    assert stream.finish() == "<think>a cat"
