@@ -66,7 +66,7 @@ def widgets() -> list:
         ),
         io.Combo.Input(
             "source",
-            options=list(sources()),
+            options=sources(),
             default=TEXT_ENCODER,
             optional=True,
             tooltip="Who writes. The text encoder is loaded anyway and needs no network; the others are the "

@@ -1,4 +1,5 @@
-"""One forward of ours, the host's NextDiT and diffusers: the same weights, interleaved in one process.
+"""One forward of ours, the host's NextDiT and diffusers, and text of ours and of transformers: the same
+weights, interleaved in one process.
 
 On a GPU the whole 6 B model at 512, 1024 and 2048 pixels; on a CPU full-width slices of it. The limit is the
 same matrix products and attention alone, measured in the same run.
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.bench import generation
 from tests.bench.rows import row
 from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.run_memo import RunMemo
@@ -188,7 +190,7 @@ def run() -> list[dict]:
         model = normal_weights(S3DiTConfig(), "cuda", torch.bfloat16)
         peers = {"native": native(model, "cuda"), "diffusers": diffusers(model)}
         card = torch.cuda.get_device_name()
-        return [
+        rows = [
             fact
             for size in GPU_SIZES
             for fact in compare(
@@ -197,7 +199,8 @@ def run() -> list[dict]:
                 GPU_BARS.get(size, {}),
             )
         ]
-    rows = []
+        return rows + generation.rows(clock)
+    rows = generation.rows(clock)
     for dtype in (torch.bfloat16, torch.float32):
         model = normal_weights(CPU_SLICE, "cpu", dtype)
         peers = {"native": native(model, "cpu"), "diffusers": diffusers(model)}

@@ -22,23 +22,24 @@ def pair(config: Qwen3Config, seed: int) -> tuple[Qwen3TextEncoder, Qwen3ForCaus
     return model, peer_of(model)
 
 
+def peer_config(config: Qwen3Config) -> PeerConfig:
+    return PeerConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=True,
+    )
+
+
 def peer_of(model: Qwen3TextEncoder) -> Qwen3ForCausalLM:
     """transformers' model with the same weights."""
-    config = model.config
-    peer = Qwen3ForCausalLM(
-        PeerConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=True,
-        )
-    ).eval()
+    peer = Qwen3ForCausalLM(peer_config(model.config)).eval()
     missing, unexpected = peer.load_state_dict(model.state_dict(), strict=False)
     assert missing in ([], ["lm_head.weight"]) and not unexpected
     peer.tie_weights()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -140,3 +142,54 @@ def test_a_failure_may_leave_the_prompt_as_it_is(server) -> None:
     result = server.run(text_graph(seed=41, on_failure="original prompt", **UNHEARD))
     assert shown(result) == "a red apple"
     assert "the prompt is used as it is" in report(result)
+
+
+@pytest.fixture
+def chat(server):
+    """An endpoint of this name that answers each request with the next of `answers`; None breaks it off."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.asked.append(asked)
+            content = self.server.answers.pop(0)
+            body = json.dumps(
+                {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+            ).encode()
+            self.send_response(400 if content is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    settings = server.base / "user" / "zimage_endpoints.json"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as chat:
+        chat.asked, chat.answers = [], []
+        threading.Thread(target=chat.serve_forever, daemon=True).start()
+        entry = {"url": f"http://127.0.0.1:{chat.server_port}/v1", "model": "m"}
+        settings.write_text(json.dumps({"mine": entry}), encoding="utf-8")
+        yield chat
+        settings.unlink()
+        chat.shutdown()
+
+
+def test_an_endpoint_writes_without_a_text_encoder(server, chat) -> None:
+    chat.answers = ['```json\n{"revised_prompt": "A red fox in fresh snow."}\n```']
+    graph = text_graph("a fox", source="mine", seed=51)
+    del graph["2"]["inputs"]["clip"], graph["1"]
+    assert "mine" in str(server.object_info(NODE)["input"])
+    assert shown(server.run(graph)) == "A red fox in fresh snow."
+    (asked,) = chat.asked
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    assert asked["seed"] == 51 and asked["max_tokens"] == 1024
+
+
+def test_a_dead_endpoint_is_a_failure_like_any_other(server, chat) -> None:
+    chat.answers = [None, None]
+    stopped = server.run(text_graph("a fox", source="mine", seed=52))
+    assert not stopped.ok and "mine" in stopped.errors[0]["message"]
+    result = server.run(text_graph("a fox", source="mine", seed=52, on_failure="original prompt"))
+    assert shown(result) == "a fox"

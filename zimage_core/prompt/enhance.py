@@ -12,6 +12,10 @@ ATTEMPTS = 3  # a faithful answer is asked for with so many seeds
 LARGEST_SEED = 2**64 - 1
 
 
+class WriterFailed(RuntimeError):
+    """Nothing was written; the message says why. Another seed does not help."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """What a language model wrote; note says how much."""
@@ -40,7 +44,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-Write = Callable[[list[Message], int], Draft]  # messages, seed
+Write = Callable[[list[Message], int], Draft]  # messages, seed; may raise WriterFailed
 
 
 def terms(text: str) -> tuple[str, ...]:
@@ -53,10 +57,13 @@ def enhance(request: Request, write: Write) -> Outcome:
     messages = compose(request.prompt, request.template, request.language, request.fixed)
     outcome = Outcome()
     for attempt in range(ATTEMPTS if request.faithful else 1):
-        draft = write(messages, (request.seed + attempt) % (LARGEST_SEED + 1))
-        outcome.notes.append(draft.note)
         try:
+            draft = write(messages, (request.seed + attempt) % (LARGEST_SEED + 1))
+            outcome.notes.append(draft.note)
             answer = read_answer(draft.text)
+        except WriterFailed as error:
+            outcome.notes.append(str(error))
+            break
         except AnswerError as error:
             outcome.notes.append(f"refused: {error}")
             continue
@@ -69,5 +76,5 @@ def enhance(request: Request, write: Write) -> Outcome:
 
 
 def _complaints(request: Request, answer: str) -> list[str]:
-    lost = [term for term in request.fixed if term.casefold() not in answer.casefold()]
+    lost = [term for term in request.fixed if term not in answer]
     return [f"lost: {', '.join(lost)}"] if lost else []

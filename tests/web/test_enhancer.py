@@ -1,0 +1,86 @@
+"""The prompt enhancer's text on the page: it grows while it is written, is saved, and can be locked."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.host import graphs
+
+NODE = "ZImagePromptEnhancer"
+SEEDS = itertools.count(20_001)  # a seed of its own for each run, so that none is only remembered
+# Every text that the node's box has held since.
+WATCH = """id => {
+    const box = app.graph.getNodeById(id).widgets.find(widget => widget.name == "text")
+    window.texts = []
+    setInterval(() => box.value == window.texts.at(-1) || window.texts.push(box.value), 10)
+}"""
+SEND = "async id => (await app.graphToPrompt()).output[id].inputs"
+SET = """([id, name, value]) => {
+    const widget = app.graph.getNodeById(id).widgets.find(widget => widget.name == name)
+    widget.value = value
+    widget.callback?.(value)
+}"""
+
+
+def run_and_wait(comfy, save: int) -> None:
+    """Until the queue is empty again, and the picture's node has finished."""
+    comfy.page.evaluate(
+        """id => {
+            window.finished = false
+            const listen = ({detail}) => {
+                if (detail === null || detail?.node === null) window.finished = true
+            }
+            app.api.addEventListener("executing", listen)
+            app.api.addEventListener("execution_success", () => (window.finished = true))
+        }""",
+        save,
+    )
+    comfy.run()
+    comfy.page.wait_for_function("window.finished")
+
+
+def boxes(comfy) -> list[str]:
+    """What the text boxes on the page hold."""
+    return comfy.page.evaluate("[...document.querySelectorAll('textarea')].map(box => box.value)")
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
+def test_the_text_grows_is_kept_and_can_be_locked(open_page, server, nodes_2):
+    workflow = graphs.ui_form("z_image_turbo_prompt_enhancer")
+    api = graphs.api_form("z_image_turbo_prompt_enhancer")
+    (enhancer,) = [node["id"] for node in workflow["nodes"] if node["type"] == NODE]
+    save = int(graphs.node_of(api, "SaveImage"))
+    comfy = open_page(nodes_2=nodes_2)
+    comfy.load(workflow)
+    comfy.page.wait_for_function("id => app.graph.getNodeById(id)", arg=enhancer)
+    # Wild and long, so that there is something to see.
+    for name, value in {
+        "seed": next(SEEDS), "max_tokens": 150, "temperature": 2, "top_k": 0, "top_p": 1,
+    }.items():  # fmt: skip
+        comfy.page.evaluate(SET, [enhancer, name, value])
+    comfy.page.evaluate(WATCH, enhancer)
+    run_and_wait(comfy, save)
+    comfy.page.wait_for_function("id => app.graph.getNodeById(id).widgets[1].value", arg=enhancer)
+
+    def saved() -> list:
+        (node,) = [node for node in comfy.graph()["nodes"] if node["type"] == NODE]
+        return node["widgets_values"]
+
+    text = saved()[1]
+    seen = comfy.page.evaluate("window.texts")
+    assert len(seen) > 2, "it was seen to grow"
+    assert text in boxes(comfy)
+    assert saved()[2] is False
+
+    sent = comfy.page.evaluate(SEND, enhancer)
+    assert sent["text"] == "" and sent["locked"] is False, "a shown text must not make the run a new one"
+    for name, value in {"text": "a green tree", "locked": True}.items():
+        comfy.page.evaluate(SET, [enhancer, name, value])
+    sent = comfy.page.evaluate(SEND, enhancer)
+    assert sent["text"] == "a green tree" and sent["locked"] is True
+    run_and_wait(comfy, save)
+    assert saved()[1:3] == ["a green tree", True]
+    newest = list(server.get_json("/history").values())[-1]
+    assert newest["outputs"][str(enhancer)]["enhanced"] == ["a green tree"]
