@@ -19,7 +19,16 @@ def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_pat
     turbo = api_form("z_image_turbo_text_to_image")
     lora = {"lora_name": "fused.safetensors", "strength_model": 0.7}
     on_file = changed(turbo, ZImageLoader__transformer="good.safetensors", ZImageLoader__weight_dtype="fp32")
-    graphs = {"nano": turbo, "file with a LoRA": with_model_node(on_file, "LoraLoaderModelOnly", **lora)}
+    enhanced = changed(
+        api_form("z_image_turbo_prompt_enhancer"),
+        ZImagePromptEnhancer__max_tokens=24,
+        ZImageTurboSampler__steps=2,
+    )
+    graphs = {
+        "nano": turbo,
+        "enhanced prompt": enhanced,
+        "file with a LoRA": with_model_node(on_file, "LoraLoaderModelOnly", **lora),
+    }
     expected = {name: picture(server, server.run(graph)) for name, graph in graphs.items()}
 
     (tmp_path / "models").symlink_to(base / "models", target_is_directory=True)
