@@ -46,6 +46,16 @@ def test_faithful_asks_with_the_next_seeds() -> None:
     assert lost.text is None
 
 
+def test_faithful_refuses_what_was_not_asked_for() -> None:
+    """The comparison itself has tests of its own."""
+    write = Answers("A red fox and a dog.", "A red fox in soft light.")
+    outcome = enhance(Request("a red fox", "faithful", faithful=True), write)
+    assert outcome.text == "A red fox in soft light."
+    assert any("dog" in note for note in outcome.notes)
+    named = Request("a fox", "faithful", faithful=True, fixed=("Reynard",))
+    assert enhance(named, Answers("A fox, Reynard.")).text == "A fox, Reynard."
+
+
 def test_a_writer_that_fails_is_not_asked_again() -> None:
     def write(messages: list[dict], seed: int) -> Draft:
         raise WriterFailed("no connection")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .answer import AnswerError, read_answer
-from .messages import AUTO, Message, compose
+from .faithful import compare
+from .messages import AUTO, Message, compose, language_of
 
 ATTEMPTS = 3  # a faithful answer is asked for with so many seeds
+MOST_TOLD = 5  # complaints about one answer
 LARGEST_SEED = 2**64 - 1
 
 
@@ -76,5 +78,15 @@ def enhance(request: Request, write: Write) -> Outcome:
 
 
 def _complaints(request: Request, answer: str) -> list[str]:
+    """What a faithful answer would have kept or left out. Only the fixed terms count in normal mode, and
+    where the answer has another language than the prompt: words cannot be compared then.
+    """
     lost = [term for term in request.fixed if term not in answer]
-    return [f"lost: {', '.join(lost)}"] if lost else []
+    complaints = [f"lost: {', '.join(lost)}"] if lost else []
+    if request.faithful and request.language in (AUTO, language_of(request.prompt)):
+        asked = "\n".join((request.prompt, *(term for term in request.fixed if term not in request.prompt)))
+        found = compare(asked, answer).explain().splitlines()
+        complaints += found[:MOST_TOLD]
+        if len(found) > MOST_TOLD:
+            complaints.append(f"and {len(found) - MOST_TOLD} more")
+    return complaints
