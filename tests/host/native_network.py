@@ -12,6 +12,8 @@ def native_network(config: S3DiTConfig, **place: Any) -> Any:
     import comfy.ops
     from comfy.ldm.lumina.model import NextDiT
 
+    if config.siglip_feat_dim is not None:  # only newer hosts know it
+        place["siglip_feat_dim"] = config.siglip_feat_dim
     return NextDiT(
         patch_size=config.patch_size, in_channels=config.in_channels, dim=config.dim,
         n_layers=config.n_layers, n_refiner_layers=config.n_refiner_layers, n_heads=config.n_heads,
@@ -19,6 +21,5 @@ def native_network(config: S3DiTConfig, **place: Any) -> Any:
         cap_feat_dim=config.cap_feat_dim, axes_dims=list(config.axes_dims), axes_lens=[1536, 512, 512],
         rope_theta=config.rope_theta, z_image_modulation=True, time_scale=config.t_scale,
         pad_tokens_multiple=config.pad_multiple, image_model="lumina2",
-        siglip_feat_dim=config.siglip_feat_dim,
         operations=comfy.ops.disable_weight_init, **place,
     )  # fmt: skip
