@@ -20,7 +20,8 @@ def run() -> list[dict]:
     found = measure()
     counted = "GPU" if found["device"] == "cuda" else "counted on fake tensors"
     ratios = {
-        f"{r['side']}x{r['side']}, batch {r['batch']}, {r['caption']} tokens": r["expected"] / r["peak"]
+        f"{r['side']}x{r['side']}, batch {r['batch']}, {r['caption']} tokens"
+        + (f", {r['references']} references" if "references" in r else ""): r["expected"] / r["peak"]
         for r in found["rows"]
     }
     facts = [

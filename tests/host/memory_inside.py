@@ -30,6 +30,7 @@ from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
 
 enter(HOST, "--use-pytorch-cross-attention")
+import comfy.clip_vision  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
 
@@ -38,8 +39,10 @@ comfy.model_management.pytorch_attention_flash_attention = lambda: True
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIG = S3DiTConfig(n_layers=2)
+OMNI = dataclasses.replace(CONFIG, siglip_feat_dim=1152)
 SIZES = [(512, 1), (512, 4), (1024, 1), (1024, 2), (1024, 4), (1536, 1), (2048, 1), (2048, 2)]
 CAPTIONS = [64, 512]  # tokens
+WITH_REFERENCES = [(512, 1, 1), (1024, 1, 1), (1024, 2, 3)]  # and as many reference images of 1024 x 1024
 
 
 class Peak(TorchDispatchMode):
@@ -106,19 +109,34 @@ def peak(network, *sizes: int, **more) -> int:
     return tracker.peak
 
 
-def ours():
+def ours(sizes: S3DiTConfig):
     model = extension_module("nodes.host.model")
-    config = model.Config({"image_model": "lumina2", **dataclasses.asdict(CONFIG)})
+    config = model.Config({"image_model": "lumina2", **dataclasses.asdict(sizes)})
     config.set_inference_dtype(torch.bfloat16, None)
     config.custom_operations = comfy.ops.disable_weight_init
     return config.get_model({}, "", device=DEVICE)
+
+
+def references(count: int, batch: int) -> tuple[dict, dict]:
+    """As a conditioning holds them, and as the network takes them."""
+    one = {"dtype": torch.bfloat16, "device": DEVICE}
+    seen = comfy.clip_vision.Output()
+    seen["last_hidden_state"] = torch.empty(1, 256, OMNI.siglip_feat_dim, **one)
+    seen["image_sizes"] = [(3, 256, 256)]
+    written = {
+        "reference_latents": [torch.empty(1, 16, 128, 128, **one)] * count,
+        "reference_latents_text_embeds": [torch.empty(1, 4, OMNI.cap_feat_dim, **one)] * (count + 1),
+        "clip_vision_outputs": [seen] * count,
+    }
+    conds = extension_module("nodes.host.omni").reference_conds(written)
+    return written, {name: cond.process_cond(batch).cond for name, cond in conds.items()}
 
 
 memo = extension_module("zimage_core.run_memo").RunMemo
 rows = []
 tensors = contextlib.nullcontext() if DEVICE == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
 with tensors, torch.no_grad():
-    base = ours()
+    base = ours(CONFIG)
     for side, batch in SIZES:
         for length in CAPTIONS:
             caption = torch.empty(batch, length, CONFIG.cap_feat_dim)
@@ -128,6 +146,16 @@ with tensors, torch.no_grad():
             rows.append(
                 {"side": side, "batch": batch, "caption": length, "expected": expected, "peak": found}
             )
+    base = ours(OMNI)
+    for side, batch, count in WITH_REFERENCES:
+        length = CAPTIONS[0]
+        written, given = references(count, batch)
+        conds = base.extra_conds_shapes(cross_attn=torch.empty(batch, length, CONFIG.cap_feat_dim), **written)
+        conds = {k: [[batch, *v[1:]]] for k, v in conds.items()}  # the host's estimate has one of each
+        expected = base.memory_required([batch, 16, side // 8, side // 8], cond_shapes=conds)
+        found = peak(base.diffusion_model, side, batch, length, run_memo=[memo()], **given)
+        sizes = {"side": side, "batch": batch, "caption": length, "references": count}
+        rows.append({**sizes, "expected": expected, "peak": found})
     theirs = peak(native_network(CONFIG, dtype=torch.bfloat16, device=DEVICE), 1024, 1, CAPTIONS[0])
 answer = {"rows": rows, "native": theirs, "device": DEVICE}
 sys.stdout.write(json.dumps(answer) + "\n")
