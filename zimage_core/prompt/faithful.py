@@ -18,9 +18,18 @@ from .faithful_words import base, chinese, english
 # Classes of words that the writer may leave out or replace: they say how to show, not what.
 DROPPABLE = {"function", "picture", "camera", "apparatus", "phrase", "mood"}
 # What may be added to the scene (a grey background, light from the left) but not to the subject.
-SCENE_ONLY = {"colour", "side", "size", "material"}
+SCENE_ONLY = {"colour", "side", "size", "material", "shared"}
 BREAKS = {"function", "picture", "depiction", "pose", "relation"}
 OF = "\u7684"  # joins an attribute to its noun
+LIGHT_PARTICLES = (OF, "\u4e86", "\u7740")  # stand between a word and its noun and say nothing
+BACKDROPS = {
+    "background",
+    "backdrop",
+    "sky",
+    "\u80cc\u666f",
+    "\u5929\u7a7a",
+}  # the surroundings also when the prompt names them
+OPTICS = frozenset("wide long macro telephoto prime angle zoom short normal standard".split())
 LINKS = frozenset("in is are was were be of at as to".split())
 
 
@@ -57,7 +66,7 @@ def compare(prompt: str, answer: str, fixed: Sequence[str] = ()) -> Report:
         if _holds(prompt, term) and not _holds(answer, term):
             report.lost.append(Difference("fixed term", term))
     _quotes(prompt, answer, asked, report)
-    for kind in ("number", "colour", "side", "size", "material"):
+    for kind in ("number", "colour", "side", "size", "material", "shared"):
         _attributes(kind, asked, given, scene, report)
     _directions(asked, given, report)
     _negations(asked, given, report)
@@ -89,7 +98,7 @@ class _Scene:
     """Knows which words name the surroundings and not the subject of this prompt."""
 
     def __init__(self, asked: list[Token]):
-        used = {t.key for t in asked if t.kind == "word" and t.group != "background"}
+        used = {t.key for t in asked if t.kind == "word" and t.key not in BACKDROPS}
         runs = [t.text for t in asked if t.kind == "content" and t.chinese]
         used |= {w for w in chinese().scene if any(run.endswith(w) for run in runs)}
         self.words = (english().scene | chinese().scene) - used
@@ -98,24 +107,33 @@ class _Scene:
         """True where the attribute at this place describes the surroundings: its noun is one of them, or it
         closes a phrase about them (light from the left).
         """
-        for token in row[at + 1 : at + 8]:
-            if token.kind in ("content", "quote", "number") or token.kind == "mark" and token.key != "hyphen":
-                if token.kind != "mark":
-                    return False
+        near = row[at + 1 : at + 8]
+        for token, after in zip(near, [*near[1:], None], strict=True):
+            if token.kind in ("content", "quote", "number"):
+                return False
+            listed = token.key == "," and after and after.group in ("light", "texture", "size", "shared")
+            if token.kind == "mark" and token.key != "hyphen" and not listed:
                 break
-            if token.key in self.words:
+            if self._is_scene(token):
                 return True
             of_frame = row[at].kind == "side" and token.text.lower() in ("of", "the")
-            if token.group in BREAKS and not of_frame and token.text != OF:
+            if token.group in BREAKS and not of_frame and token.text not in LIGHT_PARTICLES:
                 break
         for token in reversed(row[max(0, at - 8) : at]):
             if token.text.lower() in ("on", "against"):
                 return row[at].kind == "colour"
             if token.kind in ("content", "quote") or token.kind == "mark" and token.key != "hyphen":
                 return False
-            if token.key in self.words:
+            if self._is_scene(token):
                 return True
         return False
+
+    def _is_scene(self, token: Token) -> bool:
+        return (
+            token.key in self.words
+            or token.group == "phrase"
+            and not self.words.isdisjoint(token.key.split())
+        )
 
 
 @lru_cache(maxsize=64)
@@ -183,7 +201,11 @@ def _attributes(kind: str, asked: list[Token], given: list[Token], scene: _Scene
     for a in after:
         if any(fits(b, a[:2]) for b in before):
             own.append(a)
-        elif kind == "number" or not scene.licences(given, a[2]):
+        elif (
+            kind == "number"
+            and a[0].text.lower() != "both"
+            or not (scene.licences(given, a[2]) or _the_material(given, a[2]))
+        ):
             report.added.append(Difference(kind_name, a[0].text))
     order_before = list(dict.fromkeys(t.key for t, heads in before if not heads))
     order_after = [k for k in dict.fromkeys(t.key for t, heads, _ in own if not heads) if k in order_before]
@@ -223,6 +245,12 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
         if token.kind != "negation":
             continue
         found: set[int] = set()
+        if token.text.lower() == "free" and i > 1 and row[i - 1].key == "hyphen":
+            yield i, {i - 2}
+            continue
+        if i + 2 < len(row) and row[i + 1].key == "hyphen":
+            yield i, {i + 2}
+            continue
         for j in range(i + 1, len(row)):
             t = row[j]
             if t.kind == "mark" and t.key not in ("hyphen", "/", "\u3001"):
@@ -351,9 +379,7 @@ def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Repo
     quoted = [t.text for t in given if t.kind == "quote"]
     given_text = {t.text for t in given} | {w for q in quoted for w in re.findall(r"[\w-]+", q)}
     given_stems = {base(t) for t in given_text}
-    given_chinese = "\n".join(
-        "".join(t.text if t.chinese else "\n" for t in given) for _ in (0,)
-    ) + "\n".join(quoted)
+    given_chinese = "\n".join(["".join(t.text if t.chinese else "\n" for t in given), *quoted])
     for token in asked:
         if token.kind == "content" and token.chinese:
             if not _kept(token.text, given_chinese):
@@ -402,17 +428,20 @@ def _kept(run: str, text: str) -> bool:
     return run in text or any(re.search(cut, text) for cut in cuts)
 
 
+def _the_material(row: list[Token], at: int) -> bool:
+    """the glass, the metal: speaks of the subject's own material, and of no other thing."""
+    after = row[at + 1] if at + 1 < len(row) else None
+    alone = after is None or after.kind == "mark" and after.key != "hyphen" or after.group in BREAKS
+    return row[at].group == "material" and at > 0 and row[at - 1].text.lower() == "the" and alone
+
+
 def _refers(given: list[Token], at: int, asked: list[Token]) -> bool:
     """Whether a general noun (the animal, the liquid) speaks of what the prompt has, and adds nothing."""
     before = [t.text.lower() for t in given[max(0, at - 3) : at]]
+    if given[at].group == "apparatus" and not OPTICS.isdisjoint(before):
+        return True
     if not given[at].chinese:
-        optics = (
-            given[at].group == "apparatus"
-            and at > 0
-            and given[at - 1].kind == "word"
-            and given[at - 1].group not in BREAKS | {"material"}
-        )
-        return optics or bool({"the", "its", "this", "these", "each", "their"} & set(before))
+        return bool({"the", "its", "this", "these", "each", "their"} & set(before))
     if given[at].text[-1] in chinese().body:
         return any(given[at].text[0] in t.text for t in asked)
     last = given[at - 1] if at else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -328,8 +328,6 @@ class _Scanner:
         words, lower = english(), word.lower()
         first = self._starts_sentence()
         capital = any(c.isupper() for c in word[1:]) or any(c.isdigit() for c in word)
-        if not capital and not word.isascii() and not word[0].isalpha():
-            capital = True
         known = english_class(word) if not capital else None
         if lower == "free" and not self._denies():
             self._add("content" if not known else "word", word, base(word), known or "")
@@ -376,6 +374,8 @@ class _Scanner:
                 row[-1] = Token("content", last.text + text, last.key + text, last.group, False, True)
             else:
                 row.append(Token(kind, text, key, group, False, True))
+        if not self.prompt_words:
+            row = [part for token in row for part in _without_last_verb(token)]
         self.tokens += row
 
 
@@ -388,11 +388,18 @@ def _numeral(text: str, at: int) -> tuple[Fraction, int] | None:
     return None if value is None else (value, match.end())
 
 
+def _without_last_verb(token: Token) -> list[Token]:
+    """A cat sleeps (on): the noun is a word of its own."""
+    if token.kind != "content" or len(token.text) < 2 or token.text[-1] not in chinese().verbs:
+        return [token]
+    return [replace(token, text=t, key=t) for t in (token.text[:-1], token.text[-1])]
+
+
 @lru_cache(maxsize=256)
 def _substrings(prompt_words: frozenset[str]) -> frozenset[str]:
-    """What an answer may take from its content: parts of two or more characters, and words."""
+    """What an answer may take from its content: parts of two or more characters, and last ones."""
     spans = {w[i:j] for w in prompt_words for i in range(len(w)) for j in range(i + 2, len(w) + 1)}
-    return frozenset(spans | prompt_words)
+    return frozenset(spans | prompt_words | {w[-1] for w in prompt_words})
 
 
 def _candidates(run: str, at: int, known: frozenset[str]) -> list[tuple[int, int, str, str, str]]:

@@ -39,9 +39,9 @@ class Words:
     classifiers: str = ""
     connectors: str = ""
     body: str = ""
+    verbs: str = ""
     compounds: frozenset[str] = frozenset()
     adding: str = ""
-    directions: str = ""
     opposites: dict[str, str] | None = None
 
 
@@ -127,9 +127,9 @@ def chinese() -> Words:
         data["classifiers"],
         data["connectors"],
         data["body"],
+        data["verbs"],
         frozenset(_words(data["compounds"])),
         data["adding"],
-        "".join(data["opposites"]),
         data["opposites"] | {b: a for a, b in data["opposites"].items()},
     )
 
