@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
 from .guidance import Guidance
 from .prompt.template import load_tokenizer, split_prompt, tokenise_texts
 from .reference_image import prepare_reference
+from .regional import Region
 from .run_memo import RunMemo, TimestepMemo
 from .schedule import euler_step, flow_sigmas
 from .text_encoder import Qwen3TextEncoder
@@ -177,6 +178,7 @@ class ZImagePipeline:
         callback: Progress | None = None,
         max_sequence_length: int | None = REFERENCE_MAX_TOKENS,
         image: Any = None,
+        regions: Sequence[tuple[str, Tensor]] = (),
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
@@ -187,6 +189,8 @@ class ZImagePipeline:
         image: reference image or images for omni weights, the same for each prompt: PIL images, or tensors
         [H, W, 3] in [0, 1].
         callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
+        regions: prompts for parts of every picture, and how much each counts where: [h, w] in 0 to 1, of any
+        size.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
@@ -211,6 +215,10 @@ class ZImagePipeline:
                 raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
             negative = encoded(negatives)
 
+        placed = [
+            Region(self.encode_prompts([text], max_sequence_length).features, weight[None])
+            for text, weight in regions
+        ]
         shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
         if tuple(x.shape) != shape:
@@ -223,6 +231,7 @@ class ZImagePipeline:
             flow_sigmas(num_inference_steps, shift).tolist(),
             callback,
             references,
+            placed,
         )
         return PipelineOutput(self._output(x, output_type))
 
@@ -235,12 +244,13 @@ class ZImagePipeline:
         sigmas: list[float],
         callback: Progress | None,
         references: dict[str, list[Tensor]],
+        regions: list[Region],
     ) -> Tensor:
         dtype = self.transformer.x_pad_token.dtype
         shared = TimestepMemo()
         memos = {id(c): [RunMemo(shared)] for c in (positive, negative) if c is not None}
 
-        def velocity(captions: Captions, timesteps: Tensor) -> Tensor:
+        def velocity(captions: Captions, timesteps: Tensor, regions: Sequence[Region] = ()) -> Tensor:
             return self.transformer(
                 x.to(dtype),
                 timesteps,
@@ -249,11 +259,12 @@ class ZImagePipeline:
                 captions.mask,
                 run_memo=memos[id(captions)],
                 **references,
+                regions=regions,
             )
 
         for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-            v = velocity(positive, timesteps)
+            v = velocity(positive, timesteps, regions)
             if negative is not None and guidance.active(sigma):
                 v = guidance.combine(v, velocity(negative, timesteps))
             x = euler_step(x, v, sigma, sigma_next)

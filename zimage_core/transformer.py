@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import omni
+from . import omni, regional
 from .attention import Attention
 from .config import S3DiTConfig
 from .omni import ByToken, References, times
@@ -23,6 +23,7 @@ from .run_memo import RunMemo
 
 if TYPE_CHECKING:
     from .control import Control, ControlPath
+    from .regional import Region
 
 Factor = Tensor | ByToken  # [B, 1, D], or one for clean and one for noisy tokens
 # scale and gate of attention, scale and gate of feed-forward
@@ -155,7 +156,8 @@ class Prepared(NamedTuple):
     caption: Tensor  # [B, L, D] refined
     image_freqs: Tensor  # rope table of the N image tokens, and of the references' before them
     freqs: Tensor  # rope table of all S tokens
-    key_mask: Tensor | None  # bool [B, 1, 1, S], where padded caption lengths differ in a batch
+    # bool [B, 1, 1, S], where padded caption lengths differ in a batch; with regions added [1 or B, 1, S, S]
+    key_mask: Tensor | None
     adaln_input: Tensor  # [B, t_dim]
     refiner_modulations: list[Modulation]
     layer_modulations: list[Modulation]
@@ -238,7 +240,7 @@ class S3DiT(nn.Module):
         tokens, None when all are.
         num_tokens: a tuple of each sample's real caption tokens says the same as the mask without a wait for
         the GPU; the single number that hosts pass is not needed. run_memo=[RunMemo, ...] keeps what the run
-        repeats. controls=[Control, ...] steer the picture.
+        repeats. controls=[Control, ...] steer the picture. regions=[Region, ...] have captions of their own.
         Omni weights also take reference images, under the names of ComfyUI's NextDiT: ref_latents, n of
         [B, C, h, w], clean and scaled like x; ref_contexts, n + 1 of [B, L, cap_feat_dim], the features of
         `split_prompt`'s other segments (`context` is that of the prompt, the last but one); siglip_feats, n
@@ -260,6 +262,7 @@ class S3DiT(nn.Module):
         ref_contexts: Sequence[Tensor | None] = (),
         siglip_feats: Sequence[Tensor | None] | None = None,
         controls: Sequence[Control] = (),
+        regions: Sequence[Region] = (),
         **kwargs: Any,
     ) -> Tensor:
         memo = run_memo or [RunMemo()]
@@ -267,7 +270,7 @@ class S3DiT(nn.Module):
             References.of(self.config, ref_latents, ref_contexts, siglip_feats) if ref_latents else None
         )
         given = self.prepare(
-            x, timesteps, context, num_tokens, attention_mask, transformer_options, memo, references
+            x, timesteps, context, num_tokens, attention_mask, transformer_options, memo, references, regions
         )
         height, width = x.shape[-2:]
         x = self.even(x)
@@ -335,9 +338,12 @@ class S3DiT(nn.Module):
         transformer_options: dict,
         run_memo: list[RunMemo],
         references: References | None = None,
+        regions: Sequence[Region] = (),
     ) -> Prepared:
         """All that depends on prompt, size and timestep only, from the memo where the run has it already."""
         self._check_widths(x, context)
+        if regions and references is not None:
+            raise ValueError("prompts for regions and reference images cannot go together")
         memo, *others = run_memo
         rows, columns = (math.ceil(side / self.config.patch_size) for side in x.shape[-2:])
         key = (*others, x.shape[0], x.dtype, x.device)
@@ -358,6 +364,12 @@ class S3DiT(nn.Module):
                     memo, place, key, modulations,
                 )
             )  # fmt: skip
+        if regions:
+            return Prepared(
+                *regional.prepare(
+                    self, regions, x, context, lengths, transformer_options, memo, place, modulations
+                )
+            )
         caption_freqs, image_freqs, caption_mask = memo.once(
             ("positions", *place), lambda: self._positions(lengths, rows, columns, rope_options, x.device)
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...zimage_core.run_memo import RunMemo, TimestepMemo
 from .omni import CELLS, ReferenceCond, reference_conds
+from .regional import REGIONS, RegionsCond
 
 SEES_BOTH = ("attn1_patch", "attn1_output_patch")  # patches that compare positive and negative
 
@@ -94,6 +95,8 @@ def caption_conds(out: dict, given: dict, model: Any, multiple: int, timestep_me
     patches = patcher.model_options.get("transformer_options", {}).get("patches", {}) if patcher else {}
     together = any(patches.get(name) for name in SEES_BOTH)
     out["c_crossattn"] = CaptionCond(F.pad(caption, (0, 0, 0, -caption.shape[1] % multiple)), together)
+    if given.get(REGIONS) or together:  # conditionings of a batch have the same parts
+        out["regions"] = RegionsCond.of(given, together)
     if given.get("hooks") is None:  # hooks may change the weights in mid-run, so nothing is kept then
         out["run_memo"] = PerConditioning((RunMemo(timestep_memo),))
     return out

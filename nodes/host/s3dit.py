@@ -19,6 +19,7 @@ from ...zimage_core.run_memo import TimestepMemo
 from ...zimage_core.transformer import Block, Prepared, S3DiT
 from .conds import caption_conds
 from .omni import CELLS, PATCH_AREA, reference_conds
+from .regional import REGIONS
 
 # The host's rule for one forward: latent cells x bytes of the type x this, in percent of a MiB. Our peak is
 # 86 to 91 kB a token in bfloat16 (bench memory); 1.25 leaves room for what libraries and allocator add.
@@ -103,8 +104,9 @@ class HostS3DiT(S3DiT):
         graph. What is as long as the prompt is marked so that another length is none.
         """
         prepared = super().prepare(*given)
-        for tensor, dim in ((prepared.caption, 1), (prepared.freqs, 1), (prepared.key_mask, 3)):
-            if tensor is not None:
+        sized = ((prepared.caption, 1), (prepared.freqs, 1), (prepared.key_mask, 2), (prepared.key_mask, 3))
+        for tensor, dim in sized:
+            if tensor is not None and tensor.shape[dim] > 1:
                 torch._dynamo.maybe_mark_dynamic(tensor, dim)
         return prepared
 
@@ -239,6 +241,8 @@ class Model(comfy.model_base.Lumina2):
     def extra_conds_shapes(self, **kwargs: Any) -> dict:
         caption = kwargs.get("cross_attn")
         shapes = {} if caption is None else {"c_crossattn": list(caption.shape)}
+        if regions := kwargs.get(REGIONS):
+            shapes["c_crossattn"][1] += sum(region.context.shape[1] for region in regions)
         if self.model_config.unet_config.get("siglip_feat_dim") is not None:
             shapes |= {name: cond.size() for name, cond in reference_conds(kwargs).items()}
         return shapes

@@ -92,6 +92,22 @@ def test_batches_seeds_and_progress(ours: ZImagePipeline) -> None:
     assert relative(batch[2:3], single) <= 1e-5
 
 
+def test_regions_have_prompts_of_their_own(ours: ZImagePipeline) -> None:
+    """One that covers the whole picture is as good as the prompt, and an empty one is none."""
+    options = {"height": 32, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
+
+    def made(prompt: str, **more: object) -> torch.Tensor:
+        return ours(prompt, generator=torch.Generator().manual_seed(3), **options, **more).images
+
+    first, second = (made(prompt) for prompt in PROMPTS)
+    half = torch.zeros(4, 6)
+    half[:, 3:] = 1.0
+    for weight, expected in ((torch.ones(4, 6), second), (torch.zeros(4, 6), first)):
+        assert relative(made(PROMPTS[0], regions=[(PROMPTS[1], weight)]), expected) <= 1e-5
+    mixed = made(PROMPTS[0], regions=[(PROMPTS[1], half)])
+    assert min(relative(mixed, first), relative(mixed, second)) > 1e-2
+
+
 def test_template_and_tokens_equal_the_reference(ours: ZImagePipeline, theirs: PeerPipeline) -> None:
     texts = json.loads((Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
     for text in texts:
