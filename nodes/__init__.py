@@ -7,6 +7,7 @@ from .guidance import ZImageGuider
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
 from .part_loaders import ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader
+from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 
 NODES = (
@@ -17,6 +18,7 @@ NODES = (
     ZImageAccelerate,
     ZImageTextEncode,
     ZImagePromptEnhancer,
+    ZImageRegionalPrompt,
     ZImageLatent,
     ZImageTurboSampler,
     ZImageSigmas,

@@ -178,7 +178,7 @@ class ZImagePipeline:
         callback: Progress | None = None,
         max_sequence_length: int | None = REFERENCE_MAX_TOKENS,
         image: Any = None,
-        regions: Sequence[tuple[str, Tensor]] = (),
+        regions: Sequence[tuple[str | list[str], Tensor]] = (),
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
@@ -189,8 +189,8 @@ class ZImagePipeline:
         image: reference image or images for omni weights, the same for each prompt: PIL images, or tensors
         [H, W, 3] in [0, 1].
         callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
-        regions: prompts for parts of every picture, and how much each counts where: [h, w] in 0 to 1, of any
-        size.
+        regions: prompts for a part of the pictures, one or as many as prompts, and how much they count where:
+        [h, w] in 0 to 1, of any size.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
@@ -215,10 +215,12 @@ class ZImagePipeline:
                 raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
             negative = encoded(negatives)
 
-        placed = [
-            Region(self.encode_prompts([text], max_sequence_length).features, weight[None])
-            for text, weight in regions
-        ]
+        placed = []
+        for given, weight in regions:
+            texts = [given] * len(prompts) if isinstance(given, str) else given
+            captions = self.encode_prompts(texts, max_sequence_length).repeat(num_images_per_prompt)
+            lengths = tuple(captions.mask.sum(dim=-1).tolist())
+            placed.append(Region(captions.features, weight[None], lengths))
         shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
         if tuple(x.shape) != shape:

@@ -107,6 +107,11 @@ def test_regions_have_prompts_of_their_own(ours: ZImagePipeline) -> None:
     mixed = made(PROMPTS[0], regions=[(PROMPTS[1], half)])
     assert min(relative(mixed, first), relative(mixed, second)) > 1e-2
 
+    generators = [torch.Generator().manual_seed(3) for _ in range(4)]
+    each = [(list(reversed(PROMPTS)), torch.ones(4, 6))]
+    batch = ours(PROMPTS, num_images_per_prompt=2, generator=generators, regions=each, **options).images
+    assert relative(batch, torch.cat((second, second, first, first))) <= 1e-5
+
 
 def test_template_and_tokens_equal_the_reference(ours: ZImagePipeline, theirs: PeerPipeline) -> None:
     texts = json.loads((Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
