@@ -24,6 +24,9 @@ from .regional import REGIONS
 # The host's rule for one forward: latent cells x bytes of the type x this, in percent of a MiB. Our peak is
 # 86 to 91 kB a token in bfloat16 (bench memory); 1.25 leaves room for what libraries and allocator add.
 MEMORY_FACTOR = 1.25
+# SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
+SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
+MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
 
 
@@ -54,7 +57,10 @@ class HostAttention(Attention):
     ) -> Tensor:
         if mask is not None and mask.dtype == torch.bool:  # not every backend of the host takes bool
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
-        out = host_attention.optimized_attention_masked(
+        attend = host_attention.optimized_attention_masked
+        if mask is not None and attend is MASKLESS:
+            attend = host_attention.attention_pytorch
+        out = attend(
             *self.by_head(q, k, v),
             self.heads,
             mask,

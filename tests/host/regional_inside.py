@@ -17,6 +17,7 @@ HOST, SCRATCH = (Path(argument).resolve() for argument in sys.argv[1:3])
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from tests.core.random_models import random_s3dit, relative  # noqa: E402
@@ -26,6 +27,7 @@ from zimage_core.regional import Region  # noqa: E402
 
 enter(HOST)
 import comfy.sample  # noqa: E402
+from comfy.ldm.modules import attention  # noqa: E402
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import small_native  # noqa: E402
@@ -117,6 +119,18 @@ def distances() -> dict[str, float]:
     return found
 
 
+def with_sage() -> float:
+    """Distance with a SageAttention that leaves masks out, as its fast kernels do."""
+    regional, chosen = with_region(BASE, LONG, box(0, 0.5)), attention.optimized_attention_masked
+    plain = sampled(model(), regional)
+    attention.sageattn = lambda q, k, v, **_: F.scaled_dot_product_attention(q, k, v)
+    attention.optimized_attention_masked = attention.attention_sage
+    try:
+        return relative(sampled(model(), regional), plain)
+    finally:
+        attention.optimized_attention_masked = chosen
+
+
 def area_of_the_mask() -> dict[str, float]:
     """A conditioning for the right half: its region's mask is cut out with the latent."""
     seen = {}
@@ -183,6 +197,7 @@ with torch.no_grad():
     answer = {
         "distances": distances(),
         "area": area_of_the_mask(),
+        "sage": with_sage(),
         "together": together(),
         "refusals": refusals(),
     }

@@ -30,6 +30,10 @@ def test_guidance_and_attention_patches(found: dict) -> None:
     assert all(distance <= CLOSE for distance in found["together"]["distances"].values()), found["together"]
 
 
+def test_an_attention_that_leaves_masks_out_is_not_used(found: dict) -> None:
+    assert found["sage"] <= CLOSE
+
+
 def test_nothing_is_ignored_in_silence(found: dict) -> None:
     refusals = found["refusals"]
     assert "Accelerate" in refusals["the host's own network"]
