@@ -2,6 +2,7 @@
 
 from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
+from .diversity import ZImageDiversity
 from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
 from .latent import ZImageLatent
@@ -23,4 +24,5 @@ NODES = (
     ZImageTurboSampler,
     ZImageSigmas,
     ZImageGuider,
+    ZImageDiversity,
 )

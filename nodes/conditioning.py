@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io, ui
 
 from ..zimage_core.config import REFERENCE_MAX_TOKENS
+from ..zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
+from .host import encodings
 from .host.progress import show_text
-from .host.schema import schema
+from .host.schema import known, schema
+
+SHOWN = 60  # characters of a prompt's words that a note repeats
 
 
 class ZImageTextEncode(io.ComfyNode):
@@ -16,9 +22,9 @@ class ZImageTextEncode(io.ComfyNode):
             node_id="ZImageTextEncode",
             display_name="Z-Image Text Encode",
             category="Z-Image/conditioning",
-            description="Encodes a prompt as Z-Image expects it and says how many tokens it has. Nothing is "
-            "cut off.",
-            search_aliases=["prompt", "clip text encode", "z-image prompt"],
+            description="Encodes a prompt, or several as one batch, as Z-Image expects it and says how many "
+            "tokens it has. Nothing is cut off unless you ask for it.",
+            search_aliases=["prompt", "clip text encode", "z-image prompt", "prompt list", "system prompt"],
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -31,30 +37,109 @@ class ZImageTextEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="The prompt, English or Chinese. Long, concrete descriptions work best; text to "
                     "be written in the picture goes into double quotes. Weights like (word:1.2) have no "
-                    "effect on Z-Image.",
+                    "effect on Z-Image; embedding:name puts in a textual inversion.",
+                ),
+                io.Boolean.Input(
+                    "batch",
+                    default=False,
+                    optional=True,
+                    tooltip="Several prompts, a picture of each in one run: one prompt per line, or blocks "
+                    "of lines divided by lines of ---. Connect batch_size to the latent.",
+                ),
+                known(
+                    io.Int.Input,
+                    "max_tokens",
+                    default=0,
+                    min=0,
+                    max=32768,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Cut the prompt after this many tokens, its template's included. 0 cuts nothing; "
+                    "512 makes the pictures that the reference pipeline makes of long prompts.",
+                ),
+                known(
+                    io.String.Input,
+                    "system_prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="A system turn before the prompt, such as a style for every picture. Z-Image was "
+                    "trained without one: leave it empty for the official result.",
+                ),
+                known(
+                    io.String.Input,
+                    "template",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The text around the prompt, with the word prompt in curly brackets in its "
+                    "place. Empty: Z-Image's own chat template.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
                     display_name="conditioning", tooltip="The encoded prompt, for any sampler."
-                )
+                ),
+                io.Int.Output(
+                    display_name="batch_size",
+                    tooltip="How many prompts there are, for the latent's batch_size.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, clip: object, text: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        clip: object,
+        text: str,
+        batch: bool = False,
+        max_tokens: int = 0,
+        system_prompt: str = "",
+        template: str = "",
+    ) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
                 "clip is empty: the checkpoint that it comes from has no text encoder. Use the Z-Image "
                 "loader."
             )
-        tokens = clip.tokenize(text)
-        count = sum(len(chunk) for chunks in tokens.values() for chunk in chunks)
-        note = f"{count} tokens"
-        if count > REFERENCE_MAX_TOKENS:
-            note += (
-                f", {count - REFERENCE_MAX_TOKENS} more than the reference pipeline reads; none are cut here"
-            )
-        show_text(cls.hidden.unique_id, note)
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens), ui=ui.PreviewText(note))
+        prompts = several_prompts(text) if batch else [text]
+        tokens = [encodings.tokens_of(clip, prompt, system_prompt, template) for prompt in prompts]
+        counts = [encodings.count(t) for t in tokens]
+        note = _note(counts, max_tokens)
+        if max(counts) > REFERENCE_MAX_TOKENS:
+            logging.warning("Z-Image prompt: %s", note)
+        notes = [note, *_habits(clip, "\n".join((text, system_prompt, template)))]
+        if max_tokens:
+            tokens = [encodings.cut(t, max_tokens) for t in tokens]
+        made = [encodings.encode(clip, t) for t in tokens]
+        show_text(cls.hidden.unique_id, "\n".join(notes))
+        conditioning = made[0] if len(made) == 1 else encodings.joined(made)
+        return io.NodeOutput(conditioning, len(prompts), ui=ui.PreviewText("\n".join(notes)))
+
+
+def _note(counts: list[int], max_tokens: int) -> str:
+    """How long the prompts are, and what of the longest is or would be cut."""
+    longest = max(counts)
+    note = f"{longest} tokens"
+    if len(counts) > 1:
+        note = f"{len(counts)} prompts of {min(counts)} to {longest} tokens"
+    if max_tokens and longest > max_tokens:
+        return f"{note}, cut at {max_tokens}: {longest - max_tokens} are not read"
+    if longest > REFERENCE_MAX_TOKENS:
+        note += (
+            f", {longest - REFERENCE_MAX_TOKENS} more than the reference pipeline reads; none are cut here"
+        )
+    return note
+
+
+def _habits(clip: object, text: str) -> list[str]:
+    """A sentence for each thing that does not do what it does elsewhere."""
+    said = [f"{word:.{SHOWN}} has no effect on Z-Image: it is read as text" for word in weighted_words(text)]
+    names = embedding_names(text)
+    if names:
+        unusable = encodings.unusable_embeddings(clip, names)
+        said += [f"embedding:{name:.{SHOWN}} {why}" for name, why in unusable.items()]
+    return said

@@ -16,7 +16,7 @@ from torch import Tensor
 from .autoencoder import AutoencoderKL
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
 from .guidance import Guidance
-from .prompt.template import load_tokenizer, split_prompt, tokenise_texts
+from .prompt.template import TEMPLATE, apply_template, load_tokenizer, split_prompt, tokenise_texts
 from .reference_image import prepare_reference
 from .regional import Region
 from .run_memo import RunMemo, TimestepMemo
@@ -120,13 +120,22 @@ class ZImagePipeline:
 
     @torch.no_grad()
     def encode_prompts(
-        self, prompts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS, references: int = 0
+        self,
+        prompts: list[str],
+        max_tokens: int | None = REFERENCE_MAX_TOKENS,
+        references: int = 0,
+        system_prompt: str = "",
+        template: str = TEMPLATE,
     ) -> Captions:
         """Prompts -> caption features. Says in the log what is cut off at max_tokens; None cuts nothing.
 
-        references: how many images stand before the prompt.
+        references: how many images stand before the prompt. system_prompt, template: a turn before the prompt,
+        and another text around {prompt}; not with references.
         """
-        texts = [split_prompt(prompt, references)[references] for prompt in prompts]
+        if references:
+            texts = [split_prompt(prompt, references)[references] for prompt in prompts]
+        else:
+            texts = [apply_template(prompt, system_prompt, template) for prompt in prompts]
         tokens = tokenise_texts(self.tokenizer, texts, max_tokens)
         for prompt, cut in zip(prompts, tokens.cut, strict=True):
             if cut:
@@ -179,6 +188,8 @@ class ZImagePipeline:
         max_sequence_length: int | None = REFERENCE_MAX_TOKENS,
         image: Any = None,
         regions: Sequence[tuple[str | list[str], Tensor]] = (),
+        system_prompt: str = "",
+        template: str = TEMPLATE,
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
@@ -188,6 +199,7 @@ class ZImagePipeline:
         [B, 16, height / 8, width / 8].
         image: reference image or images for omni weights, the same for each prompt: PIL images, or tensors
         [H, W, 3] in [0, 1].
+        system_prompt, template: see encode_prompts; for the negative prompt too.
         callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
         regions: prompts for a part of the pictures, one or as many as prompts, and how much they count where:
         [h, w] in 0 to 1, of any size.
@@ -203,7 +215,7 @@ class ZImagePipeline:
         height, width = height or 1024, width or 1024
 
         def encoded(texts: list[str]) -> Captions:
-            captions = self.encode_prompts(texts, max_sequence_length, len(images))
+            captions = self.encode_prompts(texts, max_sequence_length, len(images), system_prompt, template)
             return captions.repeat(num_images_per_prompt)
 
         positive = encoded(prompts)

@@ -41,8 +41,11 @@ def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:
         "clip_type": comfy.sd.CLIPType.LUMINA2,
     }
     if path.is_dir() or checkpoint.prefix:  # the host takes a list of shards for several encoders
-        return comfy.sd.load_text_encoder_state_dicts([checkpoint.plain()], **options)
-    return comfy.sd.load_clip([str(path)], **options)
+        clip = comfy.sd.load_text_encoder_state_dicts([checkpoint.plain()], **options)
+    else:
+        clip = comfy.sd.load_clip([str(path)], **options)
+    clip.tokenizer.qwen3_4b.embedding_directory = options["embedding_directory"]  # 0.3.75 leaves it out
+    return clip
 
 
 class NanoTokens(comfy.sd1_clip.SDTokenizer):

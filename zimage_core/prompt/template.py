@@ -1,4 +1,4 @@
-"""The chat template and tokenisation of the reference: one user turn, thinking on, no system turn."""
+"""The chat template and tokenisation of the reference: one user turn, thinking on; a system turn if asked."""
 
 from __future__ import annotations
 
@@ -15,10 +15,20 @@ BEFORE = "<|im_start|>user\n"
 TURN_END = "<|im_end|>"
 AFTER = TURN_END + "\n<|im_start|>assistant\n"
 IMAGE_BEFORE, IMAGE_AFTER = "<|vision_start|>", "<|vision_end|>"
+SYSTEM_BEFORE = "<|im_start|>system\n"
+SLOT = "{prompt}"
+TEMPLATE = BEFORE + SLOT + AFTER
 
 
-def apply_template(prompt: str) -> str:
-    return BEFORE + prompt + AFTER
+def apply_template(prompt: str, system_prompt: str = "", template: str = TEMPLATE) -> str:
+    """What the text encoder reads. A system prompt becomes a turn of its own, before the template.
+
+    Raises ValueError when the template has no place for the prompt.
+    """
+    if SLOT not in template:
+        raise ValueError(f"the template has no {SLOT}, so the prompt would not be read: {template!r:.80}")
+    system = f"{SYSTEM_BEFORE}{system_prompt}{TURN_END}\n" if system_prompt else ""
+    return system + template.replace(SLOT, prompt)
 
 
 def split_prompt(prompt: str, references: int) -> list[str]:
@@ -55,11 +65,18 @@ class Tokens:
     cut: list[int]
 
 
-def tokenise(tokenizer: Any, prompts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Tokens:
+def tokenise(
+    tokenizer: Any,
+    prompts: list[str],
+    max_tokens: int | None = REFERENCE_MAX_TOKENS,
+    system_prompt: str = "",
+    template: str = TEMPLATE,
+) -> Tokens:
     """Templated prompts, padded to the longest: attention is causal, so padding to 512 as the reference does
     changes nothing.
     """
-    return tokenise_texts(tokenizer, [apply_template(prompt) for prompt in prompts], max_tokens)
+    texts = [apply_template(prompt, system_prompt, template) for prompt in prompts]
+    return tokenise_texts(tokenizer, texts, max_tokens)
 
 
 def tokenise_texts(tokenizer: Any, texts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Tokens:
