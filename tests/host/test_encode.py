@@ -1,12 +1,10 @@
 """ZImageTextEncode: the reference's cut, batches of prompts, templates, embeddings, and no encoding twice."""
 
-import copy
-
 import pytest
 
 from tests.host import inside
-from tests.host.graphs import changed, node_of
-from tests.host.pictures import difference, picture, saved_images
+from tests.host.graphs import changed, node_of, one_of_batch
+from tests.host.pictures import difference, picture, pixels, saved_images
 
 PROMPTS = (
     "an owl",
@@ -59,15 +57,6 @@ def test_nothing_is_encoded_twice_and_nothing_is_stale(measured):
     }
 
 
-def with_latent(graph: dict, sampler: str, **inputs) -> dict:
-    """The sampler gets one sample of a batch: the noise that this sample has in the batch."""
-    graph = copy.deepcopy(graph)
-    latent = graph[node_of(graph, sampler)]["inputs"]
-    graph["one"] = {"class_type": "LatentFromBatch", "inputs": {"samples": latent["latent_image"], **inputs}}
-    latent["latent_image"] = ["one", 0]
-    return graph
-
-
 def test_a_batch_makes_the_pictures_of_single_prompts(server, turbo):
     """Prompts that pad to 32 and to 64 tokens; the latent takes its batch_size from the prompts."""
     graph = changed(turbo, ZImageTurboSampler__steps=4, ZImageTextEncode__text="\n\n".join(PROMPTS))
@@ -79,15 +68,9 @@ def test_a_batch_makes_the_pictures_of_single_prompts(server, turbo):
     assert len(batch) == len(PROMPTS)
     single = changed(graph, ZImageTextEncode__batch=False, ZImageLatent__batch_size=len(PROMPTS))
     for index, (image, prompt) in enumerate(zip(batch, PROMPTS, strict=True)):
-        alone = with_latent(single, "ZImageTurboSampler", batch_index=index, length=1)
+        alone = one_of_batch(single, "ZImageTurboSampler", index)
         alone = picture(server, server.run(changed(alone, ZImageTextEncode__text=prompt)))
-        assert difference(alone, picture_of(image)) <= ROUNDING, prompt
-
-
-def picture_of(image):
-    import numpy as np
-
-    return np.asarray(image.convert("RGB")).astype(np.int16)
+        assert difference(alone, pixels(image)) <= ROUNDING, prompt
 
 
 def test_a_template_without_a_place_for_the_prompt(server, turbo):

@@ -20,11 +20,19 @@ def test_networks(distances: dict) -> None:
 
 
 def test_a_run_computes_once_what_it_repeats(distances: dict) -> None:
-    """Through the host's sampler: 8 steps with one caption, then 2 guided steps with two captions."""
-    assert distances["counts"] == {"Block": 1 + 2, "TimestepEmbedder": 8 + 2}
+    """Through the host's sampler: 8 steps with one caption, then 2 guided steps with two captions, then
+    the same with a varied one before the positive.
+    """
+    assert distances["counts"] == {"Block": 1 + 2 + 3, "TimestepEmbedder": 8 + 2 + 2}
 
 
 def test_whole_runs(distances: dict) -> None:
-    """Eight steps of the host's sampler at dim 3840, and a guided run with captions of two lengths."""
-    assert len(distances["runs"]) == 2
+    """Eight steps of the host's sampler at dim 3840, and a guided run with captions of two lengths, plain
+    and with ZImageDiversity.
+    """
+    assert len(distances["runs"]) == 3
     assert all(distance <= 1e-4 for distance in distances["runs"].values()), distances
+
+
+def test_diversity_acts_on_the_hosts_own_model(distances: dict) -> None:
+    assert distances["variety"] > 1e-3
