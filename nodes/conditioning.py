@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io, ui
 
-from ..zimage_core.config import REFERENCE_MAX_TOKENS
 from ..zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
 from .host import encodings
 from .host.progress import show_text
@@ -107,32 +104,16 @@ class ZImageTextEncode(io.ComfyNode):
             )
         prompts = several_prompts(text) if batch else [text]
         tokens = [encodings.tokens_of(clip, prompt, system_prompt, template) for prompt in prompts]
-        counts = [encodings.count(t) for t in tokens]
-        note = _note(counts, max_tokens)
-        if max(counts) > REFERENCE_MAX_TOKENS:
-            logging.warning("Z-Image prompt: %s", note)
-        notes = [note, *_habits(clip, "\n".join((text, system_prompt, template)))]
+        notes = [
+            encodings.length_note(tokens, max_tokens),
+            *_habits(clip, "\n".join((text, system_prompt, template))),
+        ]
         if max_tokens:
             tokens = [encodings.cut(t, max_tokens) for t in tokens]
         made = [encodings.encode(clip, t) for t in tokens]
         show_text(cls.hidden.unique_id, "\n".join(notes))
         conditioning = made[0] if len(made) == 1 else encodings.joined(made)
         return io.NodeOutput(conditioning, len(prompts), ui=ui.PreviewText("\n".join(notes)))
-
-
-def _note(counts: list[int], max_tokens: int) -> str:
-    """How long the prompts are, and what of the longest is or would be cut."""
-    longest = max(counts)
-    note = f"{longest} tokens"
-    if len(counts) > 1:
-        note = f"{len(counts)} prompts of {min(counts)} to {longest} tokens"
-    if max_tokens and longest > max_tokens:
-        return f"{note}, cut at {max_tokens}: {longest - max_tokens} are not read"
-    if longest > REFERENCE_MAX_TOKENS:
-        note += (
-            f", {longest - REFERENCE_MAX_TOKENS} more than the reference pipeline reads; none are cut here"
-        )
-    return note
 
 
 def _habits(clip: object, text: str) -> list[str]:

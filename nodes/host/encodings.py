@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -11,7 +12,7 @@ import comfy.sd
 import torch
 import torch.nn.functional as F
 
-from ...zimage_core.config import S3DiTConfig
+from ...zimage_core.config import REFERENCE_MAX_TOKENS, S3DiTConfig
 from ...zimage_core.prompt.syntax import EMBEDDING
 from ...zimage_core.prompt.template import TEMPLATE, apply_template
 
@@ -68,8 +69,21 @@ def _tokenizer(clip: Any) -> Any:
     return getattr(clip.tokenizer, getattr(clip.tokenizer, "clip", ""), None)
 
 
-def count(tokens: dict) -> int:
-    return sum(len(chunk) for chunks in tokens.values() for chunk in chunks)
+def length_note(prompts: list[dict], max_tokens: int) -> str:
+    """How long the prompts are, and what of the longest is or would be cut; that goes into the log too."""
+    counts = [sum(len(chunk) for chunks in tokens.values() for chunk in chunks) for tokens in prompts]
+    longest = max(counts)
+    note = f"{longest} tokens"
+    if len(counts) > 1:
+        note = f"{len(counts)} prompts of {min(counts)} to {longest} tokens"
+    more = longest - REFERENCE_MAX_TOKENS
+    if max_tokens and longest > max_tokens:
+        note += f", cut at {max_tokens}: {longest - max_tokens} are not read"
+    elif more > 0:
+        note += f", {more} more than the reference pipeline reads; none are cut here"
+    if more > 0:
+        logging.warning("Z-Image prompt: %s", note)
+    return note
 
 
 def cut(tokens: dict, longest: int) -> dict:
