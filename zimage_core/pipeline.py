@@ -129,8 +129,8 @@ class ZImagePipeline:
     ) -> Captions:
         """Prompts -> caption features. Says in the log what is cut off at max_tokens; None cuts nothing.
 
-        references: how many images stand before the prompt. system_prompt, template: a turn before the prompt,
-        and another text around {prompt}; not with references.
+        references: how many images stand before the prompt. system_prompt, template: a turn before the
+        prompt, and another text around {prompt}; not with references.
         """
         if references:
             texts = [split_prompt(prompt, references)[references] for prompt in prompts]
