@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tests.core import test_text_encoder
 from tests.core.random_models import relative, seeds
-from tests.core.test_text_encoder import SMALL, pair
+from tests.core.test_text_encoder import SMALL
 from zimage_core import Qwen3Config
 from zimage_core.prompt.generate import Sampling, TextStream, candidates, generate, penalised, steps
 from zimage_core.prompt.template import load_tokenizer
@@ -27,10 +29,11 @@ NANO_SHAPE = Qwen3Config(
     vocab_size=400, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2,
     num_key_value_heads=1,
 )  # fmt: skip
-WIDE = Qwen3Config(vocab_size=600, num_hidden_layers=2)
+WIDE = Qwen3Config(vocab_size=600, intermediate_size=512, num_hidden_layers=1)
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "nano" / "tokenizer"
 PROMPTS = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
 GREEDY = Sampling(temperature=0)
+pair = functools.lru_cache(maxsize=1)(test_text_encoder.pair)  # wide ones take their time
 
 
 def prompt_of(config: Qwen3Config, length: int, seed: int) -> list[int]:
