@@ -230,7 +230,8 @@ class ZImagePipeline:
         placed = []
         for given, weight in regions:
             texts = [given] * len(prompts) if isinstance(given, str) else given
-            captions = self.encode_prompts(texts, max_sequence_length).repeat(num_images_per_prompt)
+            captions = self.encode_prompts(texts, max_sequence_length, 0, system_prompt, template)
+            captions = captions.repeat(num_images_per_prompt)
             lengths = tuple(captions.mask.sum(dim=-1).tolist())
             placed.append(Region(captions.features, weight[None], lengths))
         shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
