@@ -2,6 +2,7 @@
 
 from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
+from .control import ZImageControl, ZImageControlLoader
 from .diversity import ZImageDiversity
 from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
@@ -17,6 +18,8 @@ NODES = (
     ZImageTextEncoderLoader,
     ZImageVAELoader,
     ZImageAccelerate,
+    ZImageControlLoader,
+    ZImageControl,
     ZImageTextEncode,
     ZImagePromptEnhancer,
     ZImageRegionalPrompt,

@@ -70,18 +70,38 @@ class ControlConfig:
     channels: int
     routing: str
 
-    def places(self, n_layers: int) -> tuple[int, ...]:
-        """The transformer's layers that get hints. Files do not say: all known ones are evenly spaced.
+    @property
+    def inpaints(self) -> bool:
+        return self.channels > self.blocks.in_channels
 
-        Raises ValueError when the blocks cannot be spaced evenly.
+    @property
+    def summary(self) -> str:
+        version = {"tokens": "1.0", "layers": "2.0", "refiner": "2.1"}[self.routing]
+        return f"version {version}, {self.blocks.n_layers} blocks{', can inpaint' if self.inpaints else ''}"
+
+    def places(self, model: S3DiTConfig) -> tuple[int, ...]:
+        """The layers of a transformer that get hints. Files do not say: all known ones are evenly spaced.
+
+        Raises ValueError when the control was trained for another transformer.
         """
-        count = self.blocks.n_layers
-        if n_layers % count:
+        ours, advice = self.blocks, "use a control that was trained for this transformer"
+        for name in ("dim", "n_heads", "t_dim"):
+            if getattr(ours, name) != getattr(model, name):
+                raise ValueError(
+                    f"this control is for a transformer with {name} {getattr(ours, name)}, this model has "
+                    f"{getattr(model, name)}: {advice}"
+                )
+        if self.routing == "refiner" and ours.n_refiner_layers != model.n_refiner_layers:
             raise ValueError(
-                f"this control has {count} blocks, which {n_layers} layers cannot take at even distances: "
-                "use a control that was trained for this transformer"
+                f"this control steers {ours.n_refiner_layers} refiner blocks, this model has "
+                f"{model.n_refiner_layers}: {advice}"
             )
-        return tuple(range(0, n_layers, n_layers // count))
+        if model.n_layers % ours.n_layers:
+            raise ValueError(
+                f"this control has {ours.n_layers} blocks, which {model.n_layers} layers cannot take at even "
+                f"distances: {advice}"
+            )
+        return tuple(range(0, model.n_layers, model.n_layers // ours.n_layers))
 
 
 @dataclass(frozen=True)

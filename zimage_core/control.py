@@ -110,7 +110,11 @@ class Control:
         step: the timestep as the run's memo knows it; key: what sets this batch apart in the memo.
         Raises ValueError when network, latent and model do not fit.
         """
-        places = self._places(model, x, given.references is not None)
+        if given.references is not None:
+            raise ValueError("a control does not go with reference images: use the one or the other")
+        self._check(model, x)
+        places = self.network.config.places(model.config)
+        hinted = {layer: block for block, layer in enumerate(places)}
 
         def embed() -> Tensor:
             latent = model.even(self.latent.to(x)).repeat(x.shape[0] // self.latent.shape[0], 1, 1, 1)
@@ -122,34 +126,18 @@ class Control:
             step, (x.shape[0], x.dtype, x.device), lambda: self.network.modulated(given.adaln_input)
         )
         routing = self.network.config.routing
-        return ControlPath(routing, self.strength, places, tokens, blocks, given, transformer_options)
+        return ControlPath(routing, self.strength, hinted, tokens, blocks, given, transformer_options)
 
-    def _places(self, model: S3DiT, x: Tensor, references: bool) -> dict[int, int]:
-        """{layer of the S3-DiT: block of the control whose hint it gets}"""
-        if references:
-            raise ValueError("a control does not go with reference images: use the one or the other")
-        ours, theirs = self.network.config.blocks, model.config
-        for name in ("dim", "n_heads", "t_dim"):
-            if getattr(ours, name) != getattr(theirs, name):
-                raise ValueError(
-                    f"this control is for a transformer with {name} {getattr(ours, name)}, this model has "
-                    f"{getattr(theirs, name)}: use a control that was trained for it"
-                )
-        if self.network.config.routing == "refiner" and ours.n_refiner_layers != theirs.n_refiner_layers:
-            raise ValueError(
-                f"this control steers {ours.n_refiner_layers} refiner blocks, this model has "
-                f"{theirs.n_refiner_layers}: use a control that was trained for it"
-            )
-        patch = theirs.patch_size
+    def _check(self, model: S3DiT, x: Tensor) -> None:
+        patch, channels = model.config.patch_size, self.network.config.channels
         found = tuple(side + -side % patch for side in self.latent.shape[-2:])
-        if self.latent.shape[1] != self.network.config.channels or found != tuple(x.shape[-2:]):
+        if self.latent.shape[1] != channels or found != tuple(x.shape[-2:]):
             raise ValueError(
                 f"control latent has shape {tuple(self.latent.shape)}, expected "
-                f"[b, {self.network.config.channels}, {x.shape[-2]}, {x.shape[-1]}]"
+                f"[b, {channels}, {x.shape[-2]}, {x.shape[-1]}]"
             )
         if x.shape[0] % self.latent.shape[0]:
             raise ValueError(f"{self.latent.shape[0]} control pictures do not divide {x.shape[0]} latents")
-        return {layer: block for block, layer in enumerate(self.network.config.places(theirs.n_layers))}
 
 
 class ControlPath:

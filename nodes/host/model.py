@@ -72,7 +72,7 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     # a chosen type replaces the file's fp8, which saves nothing worth having in the small built-in model
     quantised = bool(checkpoint.formats) and dtype is None and not built_in
     if quantised:
-        state = _quantised_state(config, checkpoint)
+        state = quantised_state(config, checkpoint)
     else:  # fp8 without scales stays as it is: the host casts it at each use
         state = checkpoint.plain() if checkpoint.formats else dict(checkpoint.tensors)
 
@@ -91,7 +91,7 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     return patcher
 
 
-def _quantised_state(config: Config, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def quantised_state(config: Config, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """fp8 layers as this host's per-layer quantisation takes them."""
     state = dict(checkpoint.tensors)
     if "layer_quant_config" in vars(comfy.supported_models.supported_models_base.BASE):  # 0.3.72 to 0.3.76

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...zimage_core.attention import Attention
 from ...zimage_core.config import S3DiTConfig
+from ...zimage_core.control import Control, ControlPath
 from ...zimage_core.omni import renewed
 from ...zimage_core.rope import rotate
 from ...zimage_core.run_memo import TimestepMemo
@@ -27,6 +28,7 @@ MEMORY_FACTOR = 1.25
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
+CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
 
 
@@ -93,6 +95,8 @@ class HostS3DiT(S3DiT):
     ) -> Tensor:
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self.velocity, self, wrappers)
+        if CONTROLS in transformer_options.get("patches", {}):
+            kwargs["controls"] = self.controls(x, transformer_options)
         # transformer_options by keyword: EasyCache and others read it from there
         return executor.execute(
             x,
@@ -116,6 +120,17 @@ class HostS3DiT(S3DiT):
                 torch._dynamo.maybe_mark_dynamic(tensor, dim)
         return prepared
 
+    @torch.compiler.disable
+    def controls(self, x: Tensor, transformer_options: dict) -> list[Control]:
+        """The controls on this MODEL that steer this step. Outside of graphs: it waits for the sigma."""
+        patches = transformer_options["patches"][CONTROLS]
+        return [control for patch in patches if (control := patch.at(x, transformer_options)) is not None]
+
+    @torch.compiler.disable
+    def start_controls(self, *given: Any) -> list[ControlPath]:
+        """Outside of graphs for its memos, as `prepare` is."""
+        return super().start_controls(*given)
+
     def refine_image(self, image: Tensor, given: Prepared, x: Tensor, transformer_options: dict) -> Tensor:
         """`noise_refiner` patches see and change the image's tokens, not those of reference images."""
         patches = transformer_options.get("patches", {}).get("noise_refiner", ())
@@ -129,9 +144,13 @@ class HostS3DiT(S3DiT):
             "transformer_options": transformer_options,
             "block_type": "noise_refiner",
         }
+        for control in given.controls:
+            control.before_refiner(image)
         for index, block in enumerate(self.noise_refiner):
             modulation = given.refiner_modulations[index]
             image = block(image, None, given.image_freqs, modulation, transformer_options=transformer_options)
+            for control in given.controls:
+                image = control.after_refiner(index, image)
             for patch in patches:
                 out = patch({**shown, "img": image[:, start:], "block_index": index})
                 if "img" in out:
@@ -152,6 +171,8 @@ class HostS3DiT(S3DiT):
         patches = options.get("patches", {}).get("double_block", ())
         replacements = options.get("patches_replace", {}).get("dit", {})
         entering = hidden if patches else None
+        for control in given.controls:
+            control.before_layers(hidden)
         for index, block in enumerate(self.layers):
             options["block_index"] = index
             run = Layer(block, given, index)
@@ -166,6 +187,8 @@ class HostS3DiT(S3DiT):
                 hidden = replace(args, {"original_block": run.whole})["img"]
             else:
                 hidden = run(hidden, options)
+            for control in given.controls:
+                hidden = control.after_layer(index, hidden)
             for patch in patches:
                 out = patch(
                     {

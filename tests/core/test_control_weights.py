@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import TINY, random_s3dit, randomise
-from tests.core.test_control import SEED, VERSIONS, config, network
+from tests.core.test_control import BASE, SEED, VERSIONS, config, network
 from tests.core.test_weights import prefixed, quantised, same
 from zimage_core.control import ControlNet
 from zimage_core.weights import WeightsError, describe, load_control, load_transformer, read_control
@@ -35,7 +35,7 @@ def test_each_version_is_known_by_its_tensors(version: str, tmp_path: Path) -> N
     for values in (True, False):  # by all of the file, and by its header and small tensors
         found = read_control(file, values).config
         assert (found.routing, found.channels) == (config(version).routing, config(version).channels)
-        assert found.places(10) == config(version).places(10)
+        assert found.places(BASE) == config(version).places(BASE)
     loaded = load_control(file)
     assert same(loaded.state_dict(), network(version).state_dict())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from tests.core.random_models import random_s3dit, randomise
 from tests.host.server import PACK_ROOT
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
-from zimage_core.config import NanoConfig
+from zimage_core.config import ControlConfig, NanoConfig
+from zimage_core.control import ControlNet
+from zimage_core.weights import read_transformer
 
 # As wide as nano's text encoder, so that the two fit; otherwise a model of its own.
 TRANSFORMER = S3DiTConfig(
@@ -71,6 +74,29 @@ def fp8(state: dict[str, Tensor], scale: str, mark: dict[str, Tensor]) -> dict[s
         else:
             out[key] = weight.bfloat16()
     return out
+
+
+def nano_control(base: S3DiTConfig, channels: int, routing: str, strength: float) -> dict[str, Tensor]:
+    """A control for the nano model, of random weights; its hints are as large as `strength`."""
+    blocks = dataclasses.replace(base, n_layers=2, ffn_dim=base.dim)
+    state = randomise(ControlNet(ControlConfig(blocks, channels, routing)), seed=5).state_dict()
+    return {k: v * (strength if ".after_proj." in k else 1.0) for k, v in state.items()}
+
+
+def write_controls(models: Path) -> None:
+    """In both of the host's folders for them; one whose last projections are still zero changes nothing."""
+    base = read_transformer(NANO / "transformer.safetensors", values=False).config
+    for folder in ("model_patches", "controlnet"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    save_file(nano_control(base, 16, "tokens", 0.3), models / "controlnet" / "nano_1.0.safetensors")
+    inpainting = nano_control(base, 33, "refiner", 0.3)
+    save_file(inpainting, models / "model_patches" / "nano_2.1.safetensors")
+    silent = {k: v * (not k.startswith("control_noise") or "after" not in k) for k, v in inpainting.items()}
+    save_file(silent, models / "model_patches" / "nano_2.0.safetensors")
+    save_file(nano_control(base, 16, "tokens", 0.0), models / "model_patches" / "nano_untrained.safetensors")
+    lacking = {k: v for k, v in inpainting.items() if "control_layers.1.attention" not in k}
+    save_file(lacking, models / "model_patches" / "lacking.safetensors")
+    save_file(transformer(), models / "model_patches" / "transformer.safetensors")
 
 
 def unet_of_another_family() -> dict[str, Tensor]:
@@ -140,3 +166,4 @@ def write_all(models: Path) -> None:
     shutil.copy(NANO / "autoencoder.safetensors", models / "vae" / "nano_copy.safetensors")
     (models / "vae" / "text.safetensors").write_text("not a model\n")
     copy_nano_lora(models)
+    write_controls(models)

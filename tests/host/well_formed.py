@@ -7,7 +7,8 @@ import itertools
 from tests.host.graphs import NOTES
 
 TITLE = 30  # pixels above a node's position
-OFFICIAL = "https://huggingface.co/Comfy-Org/"
+OFFICIAL = "https://huggingface.co/Comfy-Org/{repository}/resolve/main/split_files/{directory}/{name}"
+CONTROL = "https://huggingface.co/alibaba-pai/{repository}/resolve/main/{name}"  # its authors' own
 LOADERS = {  # node type -> how many files a full-size model needs there
     "ZImageLoader": 3,
     "ZImageModelLoader": 1,
@@ -16,6 +17,7 @@ LOADERS = {  # node type -> how many files a full-size model needs there
     "UNETLoader": 1,
     "CLIPLoader": 1,
     "VAELoader": 1,
+    "ZImageControlLoader": 1,
 }
 
 
@@ -55,16 +57,17 @@ def check_no_overlap(nodes: list[dict]) -> None:
         assert beside or above, f"nodes {a['id']} and {b['id']} overlap"
 
 
-def check_downloads(nodes: list[dict]) -> None:
+def check_downloads(nodes: list[dict], full_size: bool = False) -> None:
     """Loaders say where the full-size files are. The page offers those that are chosen and absent, so with
-    nano chosen it offers none.
+    nano chosen it offers none, and with the full-size files all.
     """
     for node in nodes:
         models = node["properties"].get("models", [])
         assert len(models) == LOADERS.get(node["type"], 0)
         for model in models:
             assert set(model) == {"name", "url", "directory"}
-            assert model["url"].startswith(OFFICIAL)
-            assert model["url"].endswith(f"/resolve/main/split_files/{model['directory']}/{model['name']}")
+            place = CONTROL if node["type"] == "ZImageControlLoader" else OFFICIAL
+            assert model["url"] == place.format(repository=model["url"].split("/")[4], **model)
         if node["type"].startswith("ZImage"):
-            assert not {model["name"] for model in models} & set(node["widgets_values"])
+            chosen = {model["name"] for model in models} & set(node["widgets_values"])
+            assert len(chosen) == (len(models) if full_size else 0)

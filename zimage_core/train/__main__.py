@@ -16,11 +16,11 @@ from ..config import NanoConfig
 from ..prompt.template import load_tokenizer
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
-from . import autoencoder, captions, export, lora, pictures, text, tokenizer, transformer
+from . import autoencoder, captions, control, export, lora, pictures, text, tokenizer, transformer
 
 log = logging.getLogger("zimage_core.train")
 
-STAGES = ("data", "autoencoder", "text", "transformer", "export", "lora")
+STAGES = ("data", "autoencoder", "text", "transformer", "export", "lora", "control")
 
 
 class Training:
@@ -159,6 +159,25 @@ class Training:
         )
         save_file(weights, self.out / lora.FILE_NAME, export.LABEL)
 
+    def run_control(self) -> None:
+        """Write the control network that draws along edges beside the exported files."""
+        model = S3DiT(self.config.transformer)
+        model.load_state_dict(load_file(self.state / "transformer.safetensors"))
+        encoder, text_encoder = self.exported_encoders()
+        drawings = self.concept_drawings()
+        weights = control.train(
+            model,
+            transformer.latent_table(encoder, drawings),
+            transformer.latent_table(encoder, drawings, control.edges),
+            captions.Captions(captions.load_concepts(self.data)),
+            text_encoder,
+            load_tokenizer(self.state / "tokenizer"),
+            self.state / "control.pt",
+            device=self.device,
+            workers=self.workers,
+        )
+        save_file(weights, self.out / control.FILE_NAME, export.LABEL)
+
     def results(self, stage: str) -> Path | None:
         files = {
             "data": self.state / "tokenizer" / "tokenizer.json",
@@ -166,6 +185,7 @@ class Training:
             "text": self.state / "text.safetensors",
             "transformer": self.state / "transformer.safetensors",
             "lora": self.out / lora.FILE_NAME,
+            "control": self.out / control.FILE_NAME,
         }
         return files.get(stage)
 

@@ -76,8 +76,9 @@ class Checkpoint:
         millions = self.parameters / 1e6
         size = f"{millions / 1e3:.2f} B" if millions >= 1e3 else f"{millions:.1f} M"
         formats = sorted({spec["format"] for spec in self.formats.values()})
+        about = f", {self.config.summary}" if self.kind == "control" else ""
         fp8 = f", {len(self.formats)} layers in {' and '.join(formats)}" if formats else ""
-        return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{fp8}"
+        return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{fp8}{about}"
 
     def plain(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """State dict without quantisation; dtype None keeps each tensor's own, fp8 becoming bfloat16."""
