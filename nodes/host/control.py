@@ -19,6 +19,7 @@ from torch import Tensor
 from ...zimage_core.control import Control, ControlNet, control_latent, filled
 from ...zimage_core.run_memo import TimestepMemo
 from ...zimage_core.weights import read_control
+from .files import NANO
 from .model import Config, quantised_state
 from .s3dit import CONTROLS, HostAttention, HostS3DiT
 
@@ -35,7 +36,9 @@ def load_control(path: Path, disable_dynamic: bool = False) -> Any:
     logging.info("Z-Image ControlNet: %s", checkpoint.summary)
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     state, operations = checkpoint.tensors, comfy.ops.manual_cast
-    if checkpoint.formats:
+    if checkpoint.formats and path.parent == NANO:  # fp8 saves nothing worth having in a small one
+        state = checkpoint.plain()
+    elif checkpoint.formats:
         config = Config({"image_model": "lumina2"})
         state = quantised_state(config, checkpoint)
         compute = management.unet_manual_cast(None, load_device, list(config.supported_inference_dtypes))
@@ -153,5 +156,11 @@ class ControlPatch:
         return Control(self.network, latent if len(latent) == 1 else filled(latent, count), self.strength)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        latent = self.vae.encode(pixels.movedim(1, -1))
+        """[B, 3, H, W] in [0, 1] -> scaled latents [B, 16, H / 8, W / 8]"""
+        latent, needed = self.vae.encode(pixels.movedim(1, -1)), self.network.config.blocks.in_channels
+        if latent.ndim != 4 or latent.shape[1] != needed:
+            raise ValueError(
+                f"this VAE gives latents of shape {tuple(latent.shape)}, the control reads {needed} "
+                "channels: use the Flux.1 autoencoder (ae.safetensors)"
+            )
         return comfy.latent_formats.Flux().process_in(latent)

@@ -42,13 +42,15 @@ def picture_latent(channels: int, seed: int, batch: int = 1, size: tuple[int, in
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("length", [21, 33])
-def test_each_version_equals_diffusers(version: str, length: int) -> None:
-    """15 image tokens and captions of one and two times 32: control tokens and captions are both padded."""
+@pytest.mark.parametrize(
+    ("version", "size", "length"),
+    [*((version, (6, 10), 33) for version in VERSIONS), ("2.1", (8, 16), 32)],
+)
+def test_each_version_equals_diffusers(version: str, size: tuple[int, int], length: int) -> None:
+    """Picture and caption both padded to 32 and 64 tokens, and neither of them."""
     model, control = random_s3dit(AS_DEEP, SEED), network(version, base=AS_DEEP)
-    x, sigma, caption = random_inputs(AS_DEEP, SEED, size=(6, 10), length=length)
-    latent = picture_latent(control.config.channels, SEED)
+    x, sigma, caption = random_inputs(AS_DEEP, SEED, size=size, length=length)
+    latent = picture_latent(control.config.channels, SEED, size=size)
     peer = diffusers_of(model)
     theirs = diffusers_control_of(control, model, peer)
     wanted = diffusers_controlled_velocity(peer, [(theirs, latent, 0.7)], x, sigma, [caption[0]])
