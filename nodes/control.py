@@ -134,6 +134,8 @@ class ZImageControl(io.ComfyNode):
                 "this control cannot inpaint, as version 1.0 cannot: disconnect inpaint_image and mask, or "
                 "load version 2.0 or later"
             )
+        if not strength or start_percent >= end_percent:
+            return io.NodeOutput(model)
         pictures = (image, mask, inpaint_image)
         patch = ControlPatch(control, vae, strength, start_percent, end_percent, *pictures)
         return io.NodeOutput(controlled(model, patch))

@@ -172,9 +172,7 @@ class ControlPath:
         self._run(*self.beside[index], joint=False)
         image = self._steer(image, self.beside[index][0])
         if index == len(self.given.refiner_modulations) - 1:
-            for block in self.beside[
-                index + 1 :
-            ]:  # version 2.0 runs all its layers here; these hints are unused
+            for block in self.beside[index + 1 :]:  # 2.0 has more of them than there are hints to give
                 self._run(*block, joint=False)
         return image
 
@@ -220,8 +218,8 @@ def control_latent(
     if latent is not None and channels == latent.shape[1]:
         return latent
     if inpaint is None or mask is None:
-        inpaint = torch.full_like(picture, GREY)
-        mask = torch.ones_like(picture[:, :1])
+        inpaint = torch.full_like(picture[:1], GREY)
+        mask = torch.ones_like(inpaint[:, :1])
     repaint = mask >= 0.5
     shown = encode(torch.where(repaint, GREY, inpaint))
     latent = torch.zeros_like(shown) if latent is None else latent
