@@ -4,6 +4,7 @@ from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
 from .control import ZImageControl, ZImageControlLoader
 from .diversity import ZImageDiversity
+from .edit import ZImageEdit
 from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
 from .latent import ZImageLatent
@@ -27,5 +28,6 @@ NODES = (
     ZImageTurboSampler,
     ZImageSigmas,
     ZImageGuider,
+    ZImageEdit,
     ZImageDiversity,
 )

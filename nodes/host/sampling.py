@@ -18,26 +18,29 @@ def empty_latent(shape: tuple[int, int, int, int]) -> dict:
 
 
 def sample_euler(model: Any, positive: Any, latent: dict, seed: int, sigmas: torch.Tensor) -> dict:
+    """Without guidance. latent: the host's LATENT. Returns a new one, see `sample`."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, positive)  # at cfg 1 the negative is never run
+    return sample(guider, comfy.samplers.sampler_object("euler"), latent, seed, sigmas)
+
+
+def sample(guider: Any, sampler: Any, latent: dict, seed: int, sigmas: torch.Tensor) -> dict:
     """latent: the host's LATENT. Returns a new LATENT; the given one is left as it was.
 
     Raises ValueError when the result is not finite, which the host would turn into a black picture.
     """
+    model = guider.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    samples = comfy.sample.sample_custom(
-        model,
-        noise,
-        1.0,  # no guidance, so the negative below is never run
-        comfy.samplers.sampler_object("euler"),
-        sigmas,
-        positive,
-        positive,
+    samples = guider.sample(
+        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
         samples,
-        noise_mask=latent.get("noise_mask"),
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
-    )
+    ).to(samples)  # where the host keeps latents, and in its type
     if not torch.isfinite(samples).all():
         raise ValueError(
             "sampling gave values that are not finite (NaN or infinity). The weights hold such values or "

@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from zimage_core.guidance import Guidance
-from zimage_core.schedule import flow_sigmas, turbo_sigmas
+from zimage_core.schedule import flow_sigmas, strength_sigmas, turbo_sigmas
 
 TABLE = {  # shift 3 but for the last
     (4, 3.0): [1, 0.9, 0.75, 0.5],
@@ -42,6 +42,27 @@ def test_denoise_keeps_the_end_of_a_finer_grid() -> None:
     assert torch.equal(flow_sigmas(8, denoise=0.5), flow_sigmas(16)[-9:])
     assert len(flow_sigmas(8, denoise=0.0)) == 0
     assert len(flow_sigmas(5, denoise=0.37)) == 6
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.37, 0.6, 0.61, 1.0])
+@pytest.mark.parametrize("steps", [1, 8, 30])
+def test_a_strength_is_where_the_grid_starts(steps: int, strength: float) -> None:
+    """Diffusers and the host's denoise round it to a step: 0.6 and 0.61 would be the same of 8."""
+    sigmas = strength_sigmas(steps, 3.0, strength)
+    assert len(sigmas) == steps + 1 and sigmas[-1] == 0
+    assert float(sigmas[0]) == pytest.approx(3 * strength / (1 + 2 * strength), rel=1e-6)
+    even = sigmas.double() / (3 - 2 * sigmas.double())  # the shift undone
+    torch.testing.assert_close(
+        even, torch.linspace(strength, 0, steps + 1, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    if strength == 1:
+        assert torch.equal(sigmas, flow_sigmas(steps, 3.0))
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.1])
+def test_a_strength_out_of_range_is_named(strength: float) -> None:
+    with pytest.raises(ValueError, match="strength"):
+        strength_sigmas(8, 3.0, strength)
 
 
 @pytest.mark.parametrize(

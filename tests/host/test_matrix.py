@@ -160,6 +160,24 @@ def control(g: Graph, model: Link) -> Link:
     return g.ksampler(g.add("ZImageFunControlnet", model=model, **inputs))
 
 
+def edit(**given) -> Callable[[Graph, Link], Link]:
+    """A row: the edit node on a plain picture."""
+
+    def row(g: Graph, model: Link) -> Link:
+        image = g.add("EmptyImage", width=64, height=48, batch_size=2, color=0xC03020)
+        inputs = {
+            "instruction": "make the apple blue",
+            "route": "auto",
+            "strength": 0.9,
+            "steps": 2,
+            "seed": 5,
+        }
+        inputs |= {"model": model, "clip": g.clip, "vae": g.vae, "image": image, "source_prompt": SHORT}
+        return g.add("ZImageEdit", **{**inputs, **{k: v(g) if callable(v) else v for k, v in given.items()}})
+
+    return row
+
+
 SINCE = {  # rows that older hosts have no node or no key map for
     "LoRA peft split": (0, 4),
     "LoRA bare split": (0, 4),
@@ -194,6 +212,10 @@ ROWS: dict[str, Callable[[Graph, Link], Link]] = {
     "timestep ranges": timestep_ranges,
     "hooks": hooks,
     "ZImageFunControlnet": control,
+    "FlowEdit": edit(n_min=1),
+    "FlowEdit, captions of two lengths": edit(source_prompt=LONG, instruction=SHORT),
+    "FlowEdit, guided": edit(guidance_scale=3.0),
+    "inpainting": edit(mask=half_mask),
 }
 RUN = [
     name for name in ROWS if SINCE.get(name, ()) <= HOST and (matrix.WIDE or name != "ZImageFunControlnet")

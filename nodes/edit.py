@@ -1,0 +1,89 @@
+"""An instruction and a picture -> the edited picture, by the way that the weights allow."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..zimage_core.edit_plan import plan
+from ..zimage_core.prompt.instruction import prompts_of
+from .edit_inputs import optional, required
+from .host.edit import Parts, Sampling, edit, has_omni_keys, soft_mask
+from .host.progress import show_text
+from .host.schema import schema
+
+
+class ZImageEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImageEdit",
+            display_name="Z-Image Edit",
+            category="Z-Image/image",
+            description="Edits a picture by an instruction in English or Chinese, in one node: with omni "
+            "weights, by FlowEdit, by inpainting or by image to image. Outside of a mask nothing changes.",
+            search_aliases=["inpaint", "img2img", "flowedit", "image edit", "outpaint", "omni", "instruct"],
+            inputs=[*required(), *optional()],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="The edited latent; sides are rounded up to multiples of 16 pixels.",
+                ),
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="The edited picture in the size of the given one. Where the soft mask is 0 it is "
+                    "the given one to the bit.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Which route was taken and why, the prompts, and what was not used.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: object,
+        clip: object,
+        vae: object,
+        image: object,
+        instruction: str,
+        route: str,
+        strength: float,
+        steps: int,
+        seed: int,
+        source_prompt: str = "",
+        mask: object = None,
+        image_2: object = None,
+        image_3: object = None,
+        vision: object = None,
+        negative: list | None = None,
+        shift: float = 3.0,
+        guidance_scale: float = 0.0,
+        source_guidance_scale: float = 0.5,
+        n_min: int = 0,
+        n_avg: int = 1,
+        grow: int = 4,
+        feather: int = 16,
+    ) -> io.NodeOutput:
+        omni, image = has_omni_keys(model), image[..., :3]
+        soft = soft_mask(image, mask, grow, feather)
+        more = {"image_2": image_2, "image_3": image_3, "vision": vision}
+        more = {name: value for name, value in more.items() if value is not None}
+        prompts = prompts_of(instruction, source_prompt)
+        chosen = plan(route, instruction, prompts, strength, omni, soft is not None, tuple(more))
+        report = chosen.report()
+        if mask is not None and soft is None:
+            report += "\nThe mask is empty: nothing is painted on it."
+        show_text(cls.hidden.unique_id, report)
+        run = Sampling(seed, steps, shift, guidance_scale, source_guidance_scale, negative, n_min, n_avg)
+        references = [more[name] for name in ("image_2", "image_3") if name in more]
+        parts = Parts(model, clip, vae, references, vision)
+        latent, edited = edit(parts, image, soft, chosen, run)
+        shown = {
+            "before": ui.PreviewImage(image[:1]).values,
+            "after": ui.PreviewImage(edited[:1]).values,
+            "text": (report,),
+        }
+        return io.NodeOutput(latent, edited, report, ui=shown)

@@ -1,0 +1,80 @@
+// The edit node shows the picture before and after, one over the other: drag across it, or use the arrow keys.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const NODE = "ZImageEdit";
+const HEIGHT = 260; // pixels, at least
+
+function part(tag, style) {
+  const element = document.createElement(tag);
+  Object.assign(element.style, { position: "absolute", inset: "0", width: "100%", height: "100%" }, style);
+  return element;
+}
+
+/** An element and what shows two picture addresses on it. */
+function comparison() {
+  const box = part("div", { position: "relative", overflow: "hidden", minHeight: `${HEIGHT}px` });
+  box.dataset.testid = "zimage-before-after";
+  const [after, before] = ["after", "before"].map((name) => {
+    const picture = part("img", { objectFit: "contain", pointerEvents: "none" });
+    picture.alt = name;
+    return picture;
+  });
+  const line = part("div", { width: "2px", background: "white", boxShadow: "0 0 3px black", pointerEvents: "none" });
+  const slider = part("input", { margin: "0", opacity: "0", cursor: "ew-resize" });
+  Object.assign(slider, { type: "range", min: 0, max: 100, step: 0.5, value: 50 });
+  slider.setAttribute("aria-label", "before / after");
+  const split = () => {
+    line.style.left = `calc(${slider.value}% - 1px)`;
+    before.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`;
+  };
+  slider.addEventListener("input", split);
+  // a drag moves the line, not the node
+  for (const kind of ["pointerdown", "pointermove", "mousedown", "mousemove"]) {
+    slider.addEventListener(kind, (event) => event.stopPropagation());
+  }
+  split();
+  box.append(after, before, line, slider);
+  const show = (first, second) => Object.assign(before, { src: first }) && Object.assign(after, { src: second });
+  return { box, show };
+}
+
+function address(picture) {
+  return api.apiURL(`/view?${new URLSearchParams(picture)}`);
+}
+
+/** The node's comparison, made when there is something to compare. */
+function comparisonOf(node) {
+  if (!node.zimageComparison) {
+    const { box, show } = comparison();
+    const widget = node.addDOMWidget("before_after", "ZIMAGE_BEFORE_AFTER", box, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+    });
+    widget.serialize = false; // it has no value that a workflow would keep
+    node.zimageComparison = show;
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  }
+  return node.zimageComparison;
+}
+
+function shown(node, output) {
+  const [before, after] = [output?.before?.[0], output?.after?.[0]];
+  if (!before || !after) return;
+  comparisonOf(node)(address(before), address(after));
+  app.graph.setDirtyCanvas(true, true);
+}
+
+app.registerExtension({
+  name: "ComfyUI-ZImage.Edit",
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const before = node.onExecuted;
+    node.onExecuted = function (output) {
+      before?.apply(this, arguments);
+      shown(this, output);
+    };
+  },
+});
