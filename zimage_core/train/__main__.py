@@ -16,11 +16,12 @@ from ..config import NanoConfig
 from ..prompt.template import load_tokenizer
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
-from . import autoencoder, captions, control, export, lora, pictures, text, tokenizer, transformer
+from ..vision import VisionEncoder
+from . import autoencoder, captions, control, edits, export, lora, pictures, text, tokenizer, transformer, vision
 
 log = logging.getLogger("zimage_core.train")
 
-STAGES = ("data", "autoencoder", "text", "transformer", "export", "lora", "control")
+STAGES = ("data", "autoencoder", "text", "vision", "transformer", "export", "lora", "control")
 
 
 class Training:
@@ -74,7 +75,14 @@ class Training:
         bpe = load_tokenizer(self.state / "tokenizer")
         concepts = captions.load_concepts(self.data)
         groups = [text.encode(bpe, group) for group in text.texts(self.data, concepts)]
-        model = text.train(self.config.text_encoder, groups, self.state / "text.pt", device=self.device).cpu()
+        model = text.train(
+            self.config.text_encoder,
+            groups,
+            self.state / "text.pt",
+            device=self.device,
+            workers=self.workers,
+            start=self.start("text"),
+        ).cpu()
         unseen = text.encode(bpe, [text.plain(pair.caption) for pair in captions.held_out_captions(concepts)])
         log.info(
             "text: perplexity on held-out captions %.2f, unigram %.1f",
@@ -82,6 +90,11 @@ class Training:
             text.unigram_perplexity(groups[2], unseen, self.config.text_encoder.vocab_size),
         )
         save_file(model.state_dict(), self.state / "text.safetensors")
+
+    def start(self, part: str) -> dict[str, torch.Tensor] | None:
+        """Weights in the state's folder `start`, of an earlier version, that a part goes on from."""
+        file = self.state / "start" / f"{part}.safetensors"
+        return load_file(file) if file.is_file() else None
 
     def trained_autoencoder(self) -> AutoencoderKL:
         model = AutoencoderKL(self.config.autoencoder)
@@ -100,17 +113,68 @@ class Training:
             part.load_state_dict({k: v.bfloat16().float() for k, v in part.state_dict().items()})
         return encoder, text_encoder
 
-    def run_transformer(self) -> None:
-        encoder, text_encoder = self.exported_encoders()
-        model = transformer.train(
-            self.config.transformer,
-            transformer.latent_table(encoder, self.concept_drawings()),
+    def run_vision(self) -> None:
+        _, text_encoder = self.exported_encoders()
+        model = vision.train(
+            self.config.vision,
+            self.concept_drawings(),
             captions.Captions(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
+            self.state / "vision.pt",
+        )
+        save_file(export.contiguous(model.state_dict(), torch.float32), self.state / "vision.safetensors")
+
+    def trained_vision_encoder(self) -> VisionEncoder:
+        """With the values that its bf16 file has."""
+        model = VisionEncoder(self.config.vision)
+        weights = load_file(self.state / "vision.safetensors")
+        model.load_state_dict({k: v.bfloat16().float() for k, v in weights.items()})
+        return model.eval()
+
+    def gallery(self, encoder: AutoencoderKL, pairs: list[edits.Picture]) -> transformer.Gallery:
+        """Latents and vision features of all pictures; kept in the state, since encoding takes minutes."""
+        kept = self.state / "gallery.safetensors"
+        if not kept.is_file():
+            drawings, palette = self.concept_drawings(), pictures.colours()
+            both = pictures.with_small(
+                drawings[[p.concept for p in pairs]], drawings[[p.second for p in pairs]]
+            )
+            backgrounds = torch.stack([palette[p.colour].pixel for p in pairs])
+            with torch.no_grad():
+                rows = [
+                    encoder.encode(pictures.on_background(d, c)).mode()
+                    for d, c in zip(both.split(16), backgrounds.split(16), strict=True)
+                ]
+            sighted = self.trained_vision_encoder()
+            stored = {
+                "latents": transformer.latent_table(encoder, drawings),
+                "pairs": encoder.to_model(torch.cat(rows)),
+                "features": vision.feature_table(sighted, drawings),
+            }
+            save_file(stored, kept)
+        stored = load_file(kept)
+        return transformer.Gallery(stored["latents"], stored["features"], pairs, stored["pairs"])
+
+    def run_transformer(self) -> None:
+        encoder, text_encoder = self.exported_encoders()
+        concepts = captions.load_concepts(self.data)
+        pairs = edits.trained_pairs(concepts, transformer.PAIRS)
+        drawn = edits.Edits(concepts, pairs)
+        gallery = self.gallery(encoder, pairs)
+        language = text_encoder, load_tokenizer(self.state / "tokenizer")
+        model = transformer.train(
+            self.config.transformer,
+            [
+                transformer.FromCaptions(
+                    gallery, captions.Captions(concepts), *language, transformer.BATCH, drawn
+                ),
+                transformer.FromReference(gallery, drawn, *language, transformer.EDITS),
+            ],
             self.state / "transformer.pt",
             device=self.device,
             workers=self.workers,
+            start=self.start("transformer"),
         )
         save_file(
             export.contiguous(model.state_dict(), torch.float32), self.state / "transformer.safetensors"
@@ -137,6 +201,7 @@ class Training:
             model,
             self.trained_text_encoder(),
             encoder,
+            self.trained_vision_encoder(),
             self.state / "tokenizer",
             preview,
         )
@@ -147,15 +212,16 @@ class Training:
         model = S3DiT(self.config.transformer)
         model.load_state_dict(load_file(self.state / "transformer.safetensors"))
         encoder, text_encoder = self.exported_encoders()
-        weights = lora.train(
-            model,
-            transformer.latent_table(encoder, self.concept_drawings(), lora.greyscale),
+        grey = transformer.latent_table(encoder, self.concept_drawings(), lora.greyscale)
+        task = transformer.FromCaptions(
+            transformer.Gallery(grey),
             captions.Captions(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
-            self.state / "lora.pt",
-            device=self.device,
-            workers=self.workers,
+            lora.BATCH,
+        )
+        weights = lora.train(
+            model, task, self.state / "lora.pt", device=self.device, workers=self.workers
         )
         save_file(weights, self.out / lora.FILE_NAME, export.LABEL)
 
@@ -183,6 +249,7 @@ class Training:
             "data": self.state / "tokenizer" / "tokenizer.json",
             "autoencoder": self.state / "autoencoder.safetensors",
             "text": self.state / "text.safetensors",
+            "vision": self.state / "vision.safetensors",
             "transformer": self.state / "transformer.safetensors",
             "lora": self.out / lora.FILE_NAME,
             "control": self.out / control.FILE_NAME,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +80,7 @@ def held_out_colour(concept: int) -> int:
 
 
 def phrasings(language: str, kind: str) -> list[str]:
-    """Templates of one kind: 'trained', 'held_out', 'short', 'bare' or 'full'."""
+    """Templates of one kind: 'trained', 'held_out', 'short', 'bare', 'full' or 'keyword'."""
     found = json.loads((HERE / "captions.json").read_text("utf-8"))[language][kind]
     return [found] if isinstance(found, str) else list(found)
 
@@ -186,5 +189,59 @@ def writing_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
                     found += [
                         (fill(t, name, palette[colour], language), answer)
                         for t in phrasings(language, "short")
+                    ]
+    return found
+
+
+def other_keywords(concepts: list[Concept]) -> list[dict[str, tuple[str, ...]]]:
+    """Per concept and language, CLDR's keywords that no caption contains and no other concept shares: what a
+    concept can be asked for by, but only of one who knows what the words mean.
+    """
+    texts = "\n".join(pair.caption.lower() for pair in Captions(concepts).all())
+    spoken = set(re.findall(r"[a-z]+", texts))
+
+    def unknown(word: str, language: str) -> bool:
+        if language == "en":
+            return not spoken & set(re.findall(r"[a-z]+", word.lower()))
+        return word.lower() not in texts
+
+    found = []
+    counts = {lang: Counter(k for c in concepts for k in c.keywords.get(lang, ())) for lang in LANGUAGES}
+    for concept in concepts:
+        found.append(
+            {
+                lang: tuple(
+                    word
+                    for word in concept.keywords.get(lang, ())
+                    if counts[lang][word] == 1 and unknown(word, lang)
+                )
+                for lang in LANGUAGES
+            }
+        )
+    return found
+
+
+def keyword_prompts(words: tuple[str, ...], language: str) -> list[str]:
+    """One keyword, or two in either order."""
+    comma = ", " if language == "en" else "\uff0c"
+    return [*words, *(comma.join(couple) for couple in itertools.permutations(words, 2))]
+
+
+def keyword_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
+    """(keywords and a background, full caption) pairs, without held-out backgrounds."""
+    palette = colours()
+    found = []
+    for index, keywords in enumerate(other_keywords(concepts)):
+        for language in LANGUAGES:
+            full, name = phrasings(language, "full")[0], concepts[index].names[language][0]
+            for colour in range(len(palette)):
+                if colour != held_out_colour(index):
+                    found += [
+                        (
+                            t.format(words=words, colour=getattr(palette[colour], language)),
+                            fill(full, name, palette[colour], language),
+                        )
+                        for words in keyword_prompts(keywords[language], language)
+                        for t in phrasings(language, "keyword")
                     ]
     return found

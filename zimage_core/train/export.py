@@ -15,6 +15,7 @@ from ..autoencoder import AutoencoderKL
 from ..config import NanoConfig
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
+from ..vision import VisionEncoder
 from ..weights.quantised import quantise_fp8
 
 # the large matrices of the blocks; embedders, modulation, norms, pads and the last layer stay in bf16
@@ -64,6 +65,7 @@ def export(
     transformer: S3DiT,
     text_encoder: Qwen3TextEncoder,
     autoencoder: AutoencoderKL,
+    vision: VisionEncoder,
     tokenizer: Path,
     preview: tuple[list[list[float]], list[float]],
 ) -> int:
@@ -75,6 +77,7 @@ def export(
         contiguous(text_encoder.state_dict(), torch.bfloat16), folder / "text_encoder.safetensors", LABEL
     )
     save_file(contiguous(autoencoder.state_dict(), torch.bfloat16), folder / "autoencoder.safetensors", LABEL)
+    save_file(contiguous(vision.state_dict(), torch.bfloat16), folder / "vision.safetensors", LABEL)
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     factors, bias = preview
     description = {
@@ -83,6 +86,7 @@ def export(
         "transformer": dataclasses.asdict(config.transformer),
         "text_encoder": dataclasses.asdict(config.text_encoder),
         "autoencoder": dataclasses.asdict(config.autoencoder),
+        "vision": dataclasses.asdict(config.vision),
         "latent_rgb_factors": factors,
         "latent_rgb_bias": bias,
     }

@@ -6,16 +6,13 @@ The example that ships makes every picture greyscale.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
-from .captions import Captions
 from .loop import Plan
-from .transformer import fit_velocity
+from .transformer import FromCaptions, fit_velocity
 
 PLAN = Plan(steps=700, lr=5e-3, warmup=20, cooldown=0.6, ema=0.97)
 BATCH = 32
@@ -68,25 +65,18 @@ def greyscale(pixels: Tensor) -> Tensor:
 
 def train(
     model: S3DiT,
-    latents: Tensor,
-    captions: Captions,
-    text_encoder: Qwen3TextEncoder,
-    tokenizer: Any,
+    task: FromCaptions,
     state: Path,
     plan: Plan = PLAN,
-    batch: int = BATCH,
     rank: int = RANK,
     device: str = "cpu",
     workers: int = 1,
     stop_at: int | None = None,
 ) -> dict[str, Tensor]:
-    """Train on latents [concepts, colours, 16, h, w] of the changed pictures; returns the file's tensors.
+    """Train on the changed pictures of the task; returns the file's tensors.
 
     The model is used up: its linears are wrapped.
     """
     torch.manual_seed(plan.seed)
     add_lora(model, rank)
-    average = fit_velocity(
-        model.to(device), latents, captions, text_encoder, tokenizer, state, plan, batch, workers, stop_at
-    )
-    return lora_weights(average)
+    return lora_weights(fit_velocity(model.to(device), [task], state, plan, workers, stop_at))

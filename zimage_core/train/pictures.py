@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SIZE = 128  # pixels, square
+SMALL = 56  # pixels: a second thing's whole picture is scaled to this, its drawing to 46
+SMALL_BOX = slice(SIZE - SMALL - 2, SIZE - 2)  # rows and columns of it
 DRAWING = 104  # the drawing is scaled to this, centred: an even margin on which a plain background shows
 
 # npm packages of the data: name, version, folder made of both, sha256 of the archive
@@ -145,6 +148,20 @@ def on_background(drawings: Tensor, background: Tensor) -> Tensor:
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
     over = rgb + (1 - alpha) * (background + 1) / 2  # resizing lets a colour exceed its alpha a little
     return over.clamp(0, 1) * 2 - 1
+
+
+def with_small(drawings: Tensor, second: Tensor) -> Tensor:
+    """A second drawing, made small, over the bottom right corner of each: both premultiplied [B,H,W,4]
+    uint8.
+    """
+    shrunk = F.interpolate(
+        second.permute(0, 3, 1, 2).float(), size=(SMALL, SMALL), mode="bilinear", antialias=True
+    )
+    shrunk = shrunk.permute(0, 2, 3, 1)
+    out = drawings.float()
+    corner = out[:, SMALL_BOX, SMALL_BOX]
+    out[:, SMALL_BOX, SMALL_BOX] = shrunk + corner * (1 - shrunk[..., 3:] / 255)
+    return out.round().clamp(0, 255).to(torch.uint8)
 
 
 def stem_index(stems: list[str], code: str) -> int:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Qwen3Config
-from ..prompt.template import apply_template
+from ..prompt.template import apply_template, split_prompt
 from ..text_encoder import Qwen3TextEncoder
-from .captions import LANGUAGES, Captions, Concept, fill, phrasings, writing_examples
-from .loop import Plan, backward_of, fit
+from .captions import (
+    LANGUAGES,
+    Captions,
+    Concept,
+    fill,
+    keyword_examples,
+    phrasings,
+    writing_examples,
+)
+from .edits import KINDS, Edits, trained_pairs
+from .loop import Plan, Shards, fit
 from .pictures import NAMES, colours, package
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=450, lr=2e-3, warmup=50, cooldown=0.5, weight_decay=0.01, ema=0.99)
+PLAN = Plan(steps=2400, lr=1.5e-3, warmup=50, cooldown=0.6, weight_decay=0.01, ema=0.99, muon=True)
 BATCH = 64
 MAX_TOKENS = 64
 END = "<|endoftext|>"
@@ -47,10 +57,9 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
     rewriting = []
     for pair in captions.all():
         if len(pair.fits) == 1:
-            for language in LANGUAGES:
-                full = phrasings(language, "full")[0]
-                name = concepts[pair.concept].names[language][0]
-                rewriting.append(answered(pair.caption, fill(full, name, palette[pair.fits[0]], language)))
+            language = "en" if pair.caption.isascii() else "zh"
+            full, name = phrasings(language, "full")[0], concepts[pair.concept].names[language][0]
+            rewriting.append(answered(pair.caption, fill(full, name, palette[pair.fits[0]], language)))
     knowledge = []
     for language in LANGUAGES:
         rows = json.loads(
@@ -66,7 +75,20 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
         rewriting,
         [plain(pair.caption) for pair in captions.all()],
         knowledge,
+        [answered(words, full) for words, full in keyword_examples(concepts)],
+        instruction_texts(concepts),
     ]
+
+
+def instruction_texts(concepts: list[Concept], count: int = 20000, seed: int = 0) -> list[str]:
+    """Editing instructions as the omni prompt has them, and captions of two things."""
+    pairs = trained_pairs(concepts, count // 4, seed)
+    edits, generator = Edits(concepts, pairs), torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(count):
+        edit = edits.draw(KINDS[number % len(KINDS)], generator)
+        found.append("".join(split_prompt(edit.instruction, references=1)))
+    return found + [plain(edits.draw_pair(generator)[0]) for _ in pairs]
 
 
 def encode(tokenizer: Any, group: list[str]) -> Tensor:
@@ -102,23 +124,33 @@ def train(
     plan: Plan = PLAN,
     batch: int = BATCH,
     device: str = "cpu",
+    workers: int = 1,
+    start: dict[str, Tensor] | None = None,
     stop_at: int | None = None,
 ) -> Qwen3TextEncoder:
-    """Train on groups of token ids [N,L] (first a group is drawn, then a text); averaged model."""
+    """Train on groups of token ids [N,L] (first a group is drawn, then a text); averaged model.
+
+    workers: threads that share each batch, on CPU. start: weights to go on from, random ones when None.
+    """
     torch.manual_seed(plan.seed)
     model = Qwen3TextEncoder(config, language_model=True).to(device)
-    initialise(model)
+    if start is None:
+        initialise(model)
+    else:
+        model.load_state_dict(start)
+    count = workers if device == "cpu" else 1
+    shards = Shards(model, count)
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
+    def backward(step: int, generator: torch.Generator) -> float:
         pick = torch.randint(len(groups), (batch,), generator=generator).tolist()
         ids = torch.stack(
             [groups[g][int(torch.randint(len(groups[g]), (1,), generator=generator))] for g in pick]
         )
         longest = int((ids >= 0).sum(1).max())
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            return next_token_loss(model, ids[:, :longest].to(device))
+        pieces = ids[:, :longest].to(device).chunk(count)
+        return shards.backward([partial(next_token_loss, ids=piece) for piece in pieces])
 
-    model.load_state_dict(fit(model, backward_of(loss), plan, state, stop_at))
+    model.load_state_dict(fit(model, backward, plan, state, stop_at))
     return model.eval()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,23 @@ from torch import Tensor, nn
 
 from ..autoencoder import AutoencoderKL
 from ..config import SHIFT, S3DiTConfig
-from ..prompt.template import apply_template, tokenise
+from ..prompt.template import apply_template, split_prompt, tokenise
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
 from .captions import Captions
+from .edits import KINDS, Edit, Edits, Picture
 from .loop import Plan, Shards, fit
 from .pictures import colours, on_background
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=1830, lr=2e-3, warmup=60, cooldown=0.5, ema=0.99, muon=True)
-BATCH = 64
+PLAN = Plan(steps=1500, lr=1.5e-3, warmup=60, cooldown=0.6, ema=0.99, muon=True)
+BATCH = 32  # captions, and
+EDITS = 24  # edits of every step
+PAIRS = 2000  # pictures with a second thing
+PAIR_SHARE = 0.1  # of captions are of these
+BLIND_SHARE = 0.15  # of edits come without vision features
+KIND_SHARES = torch.tensor([0.2, 0.35, 0.15, 0.3])  # in the order of KINDS
 UNIFORM_SHARE = 0.1  # of times are uniform, so that no part of the path is left untrained
 # ... and this share is almost pure noise. Plain backgrounds show through noise at once (many equal latents
 # average it out), so only there does the caption matter, and there the first of the 8 steps decides what is
@@ -62,22 +69,24 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_batch(
-    captions: Captions, tokenizer: Any, count: int, long: bool, generator: torch.Generator
-) -> tuple[list[str], list[tuple[int, int]]]:
-    """Captions of one bucket of tokens (`long`: the second, several phrasings joined) and their (concept,
-    colour) pictures.
+    captions: Captions, edits: Edits | None, tokenizer: Any, count: int, long: bool, generator: torch.Generator
+) -> tuple[list[str], list[Picture]]:
+    """Captions of one bucket of tokens (`long`: the second, several phrasings joined) and their pictures.
+    With `edits`, some are of its pictures with a second thing.
     """
     prompts, pictures = [], []
     while len(prompts) < count:
         pair, colour = captions.draw(generator)
-        prompt = pair.caption
+        prompt, picture = pair.caption, Picture(pair.concept, colour)
         if long:
             rows = captions.trained[pair.concept][colour]
             while token_count(tokenizer, prompt) <= BUCKET:
                 prompt += "; " + rows[int(torch.randint(len(rows), (1,), generator=generator))].caption
+        elif edits is not None and float(torch.rand(1, generator=generator)) < PAIR_SHARE:
+            prompt, picture = edits.draw_pair(generator)
         if token_count(tokenizer, prompt) <= (2 * BUCKET if long else BUCKET):
             prompts.append(prompt)
-            pictures.append((pair.concept, colour))
+            pictures.append(picture)
     return prompts, pictures
 
 
@@ -106,42 +115,133 @@ def initialise(model: S3DiT) -> None:
         block.adaLN_modulation[0].bias.data.view(4, -1)[1::2] = 0.1
 
 
+class Gallery:
+    """Latents of every picture that training shows, and the vision features of those that can be references.
+
+    latents: [concepts, colours, 16, h, w]; features: [concepts, colours, hs, ws, width]; pairs: pictures with
+    a second thing and their latents [P, 16, h, w].
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        features: Tensor | None = None,
+        pairs: Sequence[Picture] = (),
+        pair_latents: Tensor | None = None,
+    ):
+        self.latents, self.features = latents, features
+        self.pair_row = {picture: row for row, picture in enumerate(pairs)}
+        self.pair_latents = pair_latents
+
+    def of(self, pictures: Sequence[Picture]) -> Tensor:
+        """[B, 16, h, w]."""
+        return torch.stack(
+            [
+                self.latents[p.concept, p.colour]
+                if p.second is None
+                else self.pair_latents[self.pair_row[p]]
+                for p in pictures
+            ]
+        )
+
+    def seen(self, pictures: Sequence[Picture]) -> Tensor:
+        """[B, hs, ws, width]."""
+        return torch.stack([self.features[p.concept, p.colour] for p in pictures])
+
+
+Loss = Callable[[S3DiT], Tensor]
+
+
+@dataclass
+class FromCaptions:
+    """Text to image."""
+
+    gallery: Gallery
+    captions: Captions
+    text_encoder: Qwen3TextEncoder
+    tokenizer: Any
+    batch: int
+    edits: Edits | None = None
+
+    def losses(self, step: int, generator: torch.Generator, count: int, device: torch.device) -> list[Loss]:
+        """The batch of a step in `count` parts."""
+        long = step % LONG_EVERY == LONG_EVERY - 1
+        prompts, pictures = draw_batch(
+            self.captions, self.edits, self.tokenizer, self.batch, long, generator
+        )
+        tokens = tokenise(self.tokenizer, prompts)
+        pieces = (*noised(self.gallery.of(pictures), generator), tokens.input_ids, tokens.mask)
+        pieces = [t.to(device).chunk(count) for t in pieces]
+        return [partial(velocity_loss, self.text_encoder, *piece) for piece in zip(*pieces, strict=True)]
+
+
+@dataclass
+class FromReference:
+    """An instruction and one reference picture to the edited picture, as the omni models take them."""
+
+    gallery: Gallery
+    edits: Edits
+    text_encoder: Qwen3TextEncoder
+    tokenizer: Any
+    batch: int
+
+    def losses(self, step: int, generator: torch.Generator, count: int, device: torch.device) -> list[Loss]:
+        """The batch of a step in `count` parts."""
+        drawn: list[Edit] = []
+        while len(drawn) < self.batch:
+            kind = KINDS[int(torch.multinomial(KIND_SHARES, 1, generator=generator))]
+            edit = self.edits.draw(kind, generator)
+            if len(self.ids(split_prompt(edit.instruction, 1)[1])) <= BUCKET:
+                drawn.append(edit)
+        rows = [self.ids(split_prompt(edit.instruction, 1)[1]) for edit in drawn]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        before = [edit.before for edit in drawn]
+        pieces = [*noised(self.gallery.of([edit.after for edit in drawn]), generator), ids, mask]
+        pieces += [self.gallery.of(before), self.gallery.seen(before)]
+        blind = float(torch.rand(1, generator=generator)) < BLIND_SHARE
+        first, _, last = (torch.tensor([self.ids(part)]) for part in split_prompt("", 1))
+        around = [part.to(device) for part in (first, last)]
+        pieces = [t.to(device).chunk(count) for t in pieces]
+        return [
+            partial(edit_loss, self.text_encoder, around, blind, *piece)
+            for piece in zip(*pieces, strict=True)
+        ]
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def train(
     config: S3DiTConfig,
-    latents: Tensor,
-    captions: Captions,
-    text_encoder: Qwen3TextEncoder,
-    tokenizer: Any,
+    tasks: Sequence[FromCaptions | FromReference],
     state: Path,
     plan: Plan = PLAN,
-    batch: int = BATCH,
     device: str = "cpu",
     workers: int = 1,
+    start: dict[str, Tensor] | None = None,
     stop_at: int | None = None,
 ) -> S3DiT:
-    """Train on latents [concepts, colours, 16, h, w] and return the model with averaged weights.
+    """Train on the tasks together and return the model with averaged weights.
 
-    workers: threads that share each batch, on CPU.
+    workers: threads that share each batch, on CPU. start: weights to go on from; parts that they lack start
+    fresh.
     """
     torch.manual_seed(plan.seed)
     model = S3DiT(config, device=device)
     initialise(model)
-    average = fit_velocity(
-        model, latents, captions, text_encoder, tokenizer, state, plan, batch, workers, stop_at
-    )
-    model.load_state_dict(average)
+    if start is not None:
+        model.load_state_dict(start, strict=False)
+    model.load_state_dict(fit_velocity(model, tasks, state, plan, workers, stop_at))
     return model.eval()
 
 
 def fit_velocity(
     model: S3DiT,
-    latents: Tensor,
-    captions: Captions,
-    text_encoder: Qwen3TextEncoder,
-    tokenizer: Any,
+    tasks: Sequence[FromCaptions | FromReference],
     state: Path,
     plan: Plan,
-    batch: int,
     workers: int,
     stop_at: int | None,
 ) -> dict[str, Tensor]:
@@ -149,25 +249,25 @@ def fit_velocity(
     device = model.x_pad_token.device
     count = workers if device.type == "cpu" else 1
     shards = Shards(model, count)
-    text_encoder = text_encoder.to(device)
+    for task in tasks:
+        task.text_encoder.to(device)
 
     def backward(step: int, generator: torch.Generator) -> float:
-        long = step % LONG_EVERY == LONG_EVERY - 1
-        prompts, pictures = draw_batch(captions, tokenizer, batch, long, generator)
-        tokens = tokenise(tokenizer, prompts)
-        concept, colour = torch.tensor(pictures).T
-        clean = latents[concept, colour]
-        noise = torch.randn(clean.shape, generator=generator)
-        sigma = draw_sigmas(batch, generator)
-        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-        pieces = [
-            t.to(device).chunk(count) for t in (noisy, sigma, noise - clean, tokens.input_ids, tokens.mask)
-        ]
-        return shards.backward(
-            [partial(velocity_loss, text_encoder, *piece) for piece in zip(*pieces, strict=True)]
-        )
+        parts = zip(*(task.losses(step, generator, count, device) for task in tasks), strict=True)
+        return shards.backward([partial(mean_loss, losses) for losses in parts])
 
     return fit(model, backward, plan, state, stop_at)
+
+
+def noised(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean latents [B,16,h,w] -> noisy ones, their sigmas [B], and the velocities to predict."""
+    noise = torch.randn(clean.shape, generator=generator)
+    sigma = draw_sigmas(len(clean), generator)
+    return torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1)), sigma, noise - clean
+
+
+def mean_loss(losses: Sequence[Loss], model: S3DiT) -> Tensor:
+    return sum(loss(model) for loss in losses) / len(losses)
 
 
 def velocity_loss(
@@ -178,6 +278,7 @@ def velocity_loss(
     ids: Tensor,
     mask: Tensor,
     model: S3DiT,
+    **references: Any,
 ) -> Tensor:
     """Squared error of the velocity, in the model's dtype: noisy and wanted [B,16,h,w], sigma [B], ids and
     mask [B,L].
@@ -185,7 +286,43 @@ def velocity_loss(
     with torch.no_grad():
         context = text_encoder(ids)  # causal: padding on the right reaches no real token
     dtype = model.x_pad_token.dtype
-    return F.mse_loss(model(noisy.to(dtype), sigma, context.to(dtype), attention_mask=mask).float(), wanted)
+    predicted = model(
+        noisy.to(dtype), sigma, context.to(dtype), num_tokens=tuple(mask.sum(1).tolist()), **references
+    )
+    return F.mse_loss(predicted.float(), wanted)
+
+
+def edit_loss(
+    text_encoder: Qwen3TextEncoder,
+    around: list[Tensor],
+    blind: bool,
+    noisy: Tensor,
+    sigma: Tensor,
+    wanted: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    reference: Tensor,
+    seen: Tensor,
+    model: S3DiT,
+) -> Tensor:
+    """The same with one clean reference latent [B,16,h,w] and its vision features [B,hs,ws,width], without
+    them when `blind`; around: token ids [1,L] of the segments before and after the instruction's.
+    """
+    dtype = model.x_pad_token.dtype
+    with torch.no_grad():
+        segments = [text_encoder(part).to(dtype).expand(len(ids), -1, -1) for part in around]
+    return velocity_loss(
+        text_encoder,
+        noisy,
+        sigma,
+        wanted,
+        ids,
+        mask,
+        model,
+        ref_latents=[reference.to(dtype)],
+        ref_contexts=segments,
+        siglip_feats=None if blind else [seen.to(dtype)],
+    )
 
 
 @torch.no_grad()
