@@ -93,11 +93,12 @@ def test_autoencoder_learns_and_resumes(tmp_path, workers):
     check_training(train, lambda model: -float(autoencoder.psnr(model, images).mean()), tmp_path, plan)
 
 
-def test_text_encoder_learns_and_resumes(tmp_path, bpe):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_text_encoder_learns_and_resumes(tmp_path, bpe, workers):
     groups = [text.encode(bpe, [text.plain(pair.caption) for pair in Captions(CONCEPTS).all()])]
 
     def train(plan, state, stop_at):
-        return text.train(TINY_TEXT, groups, state, plan, 4, stop_at=stop_at)
+        return text.train(TINY_TEXT, groups, state, plan, 4, workers=workers, stop_at=stop_at)
 
     check_training(train, lambda model: text.perplexity(model, groups[0][:32]), tmp_path)
 
@@ -107,17 +108,24 @@ class ToyVelocity:
 
     def __init__(self, bpe):
         generator = torch.Generator().manual_seed(0)
-        self.latents = torch.randn(len(CONCEPTS), 1, 16, 1, 1, generator=generator).expand(
+        latents = torch.randn(len(CONCEPTS), 1, 16, 1, 1, generator=generator).expand(
             -1, len(colours()), -1, 4, 4
         )
+        features = torch.randn(len(CONCEPTS), len(colours()), 2, 2, 8, generator=generator)
+        pairs = trained_pairs(CONCEPTS, 6)
+        self.gallery = transformer.Gallery(latents, features, pairs, latents[:1, 0].expand(6, -1, -1, -1))
         self.encoder = Qwen3TextEncoder(TINY_TEXT, language_model=True)
         text.initialise(self.encoder)
+        language = self.encoder, bpe
+        self.edits = Edits(CONCEPTS, pairs)
+        self.captions = transformer.FromCaptions(self.gallery, Captions(CONCEPTS), *language, 4, self.edits)
+        self.references = transformer.FromReference(self.gallery, self.edits, *language, 4)
         ids = torch.tensor([bpe(apply_template("fox on white"))["input_ids"]])
         noise = torch.randn(1, 16, 4, 4, generator=generator)
         self.case = (
-            torch.lerp(self.latents[0, :1], noise, 0.7),
+            torch.lerp(latents[0, :1], noise, 0.7),
             torch.full((1,), 0.7),
-            noise - self.latents[0, :1],
+            noise - latents[0, :1],
             ids,
             torch.ones_like(ids, dtype=torch.bool),
         )
@@ -132,21 +140,56 @@ def test_transformer_learns_and_resumes(tmp_path, bpe, workers):
     toy = ToyVelocity(bpe)
 
     def train(plan, state, stop_at):
-        return transformer.train(
-            TINY_DIT,
-            toy.latents,
-            Captions(CONCEPTS),
-            toy.encoder,
-            bpe,
-            state,
-            plan,
-            4,
-            workers=workers,
-            stop_at=stop_at,
-        )
+        tasks = [toy.captions]
+        return transformer.train(TINY_DIT, tasks, state, plan, workers=workers, stop_at=stop_at)
 
     plan = dataclasses.replace(PLAN, muon=True, ema=0.5)
     check_training(train, toy.loss, tmp_path, plan)
+
+
+def test_editing_learns_beside_captions_and_resumes(tmp_path, bpe):
+    toy = ToyVelocity(bpe)
+
+    def train(plan, state, stop_at):
+        return transformer.train(
+            TINY_OMNI, [toy.captions, toy.references], state, plan, workers=2, stop_at=stop_at
+        )
+
+    @torch.no_grad()
+    def loss(model) -> float:
+        generator = torch.Generator().manual_seed(5)
+        parts = [toy.references.losses(0, generator, 1, torch.device("cpu"))[0] for _ in range(8)]
+        return float(transformer.mean_loss(parts, model))
+
+    check_training(train, loss, tmp_path, dataclasses.replace(PLAN, steps=24, muon=True, ema=0.5))
+
+
+def test_vision_encoder_learns_and_resumes(tmp_path, bpe):
+    """Pictures come to lie near their own captions: the loss that tells pairs from others falls."""
+    encoder = Qwen3TextEncoder(TINY_TEXT, language_model=True)
+    text.initialise(encoder)
+    drawings = torch.randint(
+        0, 255, (len(CONCEPTS), 32, 32, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+    def train(plan, state, stop_at):
+        return vision.train(
+            TINY_VISION, drawings, Captions(CONCEPTS), encoder, bpe, state, plan, 8, stop_at=stop_at
+        )
+
+    @torch.no_grad()
+    def likeness(model) -> float:
+        """Of the same drawing on two backgrounds, against two drawings: less is better."""
+        seen = [vision.to_images(on_background(drawings, colours()[i].pixel)) for i in (0, 5)]
+        first, other = (F.normalize(model(images).flatten(1).mean(1, keepdim=True), dim=1) for images in seen)
+        return float(-(first * other).mean())
+
+    state = tmp_path / "state.pt"
+    losses = []
+    for stop in (4, 24):
+        train(dataclasses.replace(PLAN, steps=24), state, stop)
+        losses.append(torch.load(state, weights_only=True)["step"])
+    assert losses == [4, 24]
 
 
 def test_lora_learns_beside_frozen_weights_and_resumes(tmp_path, bpe):
@@ -155,18 +198,7 @@ def test_lora_learns_beside_frozen_weights_and_resumes(tmp_path, bpe):
 
     def train(plan, state, stop_at):
         base = random_s3dit(TINY_DIT, seed=0)
-        weights = lora.train(
-            base,
-            toy.latents,
-            Captions(CONCEPTS),
-            toy.encoder,
-            bpe,
-            state,
-            plan,
-            4,
-            rank=2,
-            stop_at=stop_at,
-        )
+        weights = lora.train(base, toy.captions, state, plan, rank=2, stop_at=stop_at)
         merged = random_s3dit(TINY_DIT, seed=0)
         ends = {name.rpartition(".lora_")[0] for name in weights}
         assert len(ends) == TINY_DIT.n_layers * len(lora.LAYERS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .captions import LANGUAGES, PLURALS, Concept, held_out_colour, with_article
-from .pictures import HERE, colours, concept_codes
+from .pictures import HERE, colours
 
 TABLES = json.loads((HERE / "edits.json").read_text("utf-8"))
 KINDS = ("background", "swap", "recolour", "add")
@@ -41,11 +41,12 @@ class Family:
     members: dict[str, int]
 
 
-def families() -> list[Family]:
-    codes = concept_codes()
+def families(concepts: list[Concept]) -> list[Family]:
+    index = {concept.code: number for number, concept in enumerate(concepts)}
     return [
         Family(
-            {lang: row[lang] for lang in LANGUAGES}, {k: codes.index(v) for k, v in row["members"].items()}
+            {lang: row[lang] for lang in LANGUAGES},
+            {paint: index[code] for paint, code in row["members"].items() if code in index},
         )
         for row in TABLES["families"]
     ]
@@ -82,7 +83,7 @@ class Edits:
         self.concepts = concepts
         self.pairs = pairs
         self.palette = colours()
-        self.families = families()
+        self.families = [family for family in families(concepts) if len(family.members) > 1]
 
     def draw(self, kind: str, generator: torch.Generator, held_out: bool = False) -> Edit:
         """A random edit of one kind, trained or `held_out`. The backgrounds that captions never show with a
@@ -97,10 +98,10 @@ class Edits:
         language = LANGUAGES[dice.below(len(LANGUAGES))]
         template = dice.of(instructions(kind, language))
         concept, colour = dice.below(len(self.concepts)), dice.below(len(self.palette))
-        family = dice.of(self.families)
-        first, second = dice.below(len(family.members)), dice.below(len(family.members))
         other = dice.below(len(self.concepts))
         if kind == "recolour":
+            family = dice.of(self.families)
+            first, second = dice.below(len(family.members)), dice.below(len(family.members))
             concept, other = (list(family.members.values())[i] for i in (first, second))
         if kind == "add" and self.pairs is not None:
             pair = dice.of(self.pairs)

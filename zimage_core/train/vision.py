@@ -19,8 +19,8 @@ from .captions import Captions
 from .loop import Plan, backward_of, fit
 from .pictures import colours, on_background
 
-PLAN = Plan(steps=600, lr=2e-3, warmup=30, cooldown=0.6, ema=0.98, muon=True)
-BATCH = 96
+PLAN = Plan(steps=400, lr=2e-3, warmup=30, cooldown=0.6, ema=0.98, muon=True)
+BATCH = 64
 SHIFT = 8  # pixels by which a picture may be off its centre
 
 
