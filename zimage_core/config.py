@@ -157,7 +157,13 @@ class NanoConfig:
 
     transformer: S3DiTConfig = field(
         default_factory=lambda: S3DiTConfig(
-            dim=384, n_layers=4, n_refiner_layers=1, n_heads=3, cap_feat_dim=256, t_hidden=384
+            dim=384,
+            n_layers=4,
+            n_refiner_layers=1,
+            n_heads=3,
+            cap_feat_dim=256,
+            t_hidden=384,
+            siglip_feat_dim=128,
         )
     )
     text_encoder: Qwen3Config = field(
@@ -179,7 +185,7 @@ class NanoConfig:
             intermediate_size=256,
             num_hidden_layers=3,
             num_attention_heads=2,
-            max_num_patches=64,
+            max_num_patches=16,
         )
     )
     resolution: int = 128  # pixels, square

@@ -220,9 +220,7 @@ class Training:
             load_tokenizer(self.state / "tokenizer"),
             lora.BATCH,
         )
-        weights = lora.train(
-            model, task, self.state / "lora.pt", device=self.device, workers=self.workers
-        )
+        weights = lora.train(model, task, self.state / "lora.pt", device=self.device, workers=self.workers)
         save_file(weights, self.out / lora.FILE_NAME, export.LABEL)
 
     def run_control(self) -> None:

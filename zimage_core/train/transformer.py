@@ -69,7 +69,12 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_batch(
-    captions: Captions, edits: Edits | None, tokenizer: Any, count: int, long: bool, generator: torch.Generator
+    captions: Captions,
+    edits: Edits | None,
+    tokenizer: Any,
+    count: int,
+    long: bool,
+    generator: torch.Generator,
 ) -> tuple[list[str], list[Picture]]:
     """Captions of one bucket of tokens (`long`: the second, several phrasings joined) and their pictures.
     With `edits`, some are of its pictures with a second thing.
@@ -137,9 +142,7 @@ class Gallery:
         """[B, 16, h, w]."""
         return torch.stack(
             [
-                self.latents[p.concept, p.colour]
-                if p.second is None
-                else self.pair_latents[self.pair_row[p]]
+                self.latents[p.concept, p.colour] if p.second is None else self.pair_latents[self.pair_row[p]]
                 for p in pictures
             ]
         )
@@ -166,9 +169,7 @@ class FromCaptions:
     def losses(self, step: int, generator: torch.Generator, count: int, device: torch.device) -> list[Loss]:
         """The batch of a step in `count` parts."""
         long = step % LONG_EVERY == LONG_EVERY - 1
-        prompts, pictures = draw_batch(
-            self.captions, self.edits, self.tokenizer, self.batch, long, generator
-        )
+        prompts, pictures = draw_batch(self.captions, self.edits, self.tokenizer, self.batch, long, generator)
         tokens = tokenise(self.tokenizer, prompts)
         pieces = (*noised(self.gallery.of(pictures), generator), tokens.input_ids, tokens.mask)
         pieces = [t.to(device).chunk(count) for t in pieces]

@@ -39,7 +39,7 @@ class Pairing(nn.Module):
 
     def scores(self, images: Tensor, captions: Tensor) -> Tensor:
         """images [B,H,W,3] in 0..1, captions [B,text_width] -> [B,B]."""
-        pictures = self.picture_embed(self.encoder(images).flatten(1, 2).mean(1))
+        pictures = self.picture_embed(self.encoder.features(images).flatten(1, 2).mean(1))
         return F.normalize(pictures, dim=1) @ F.normalize(self.caption_embed(captions), dim=1).T
 
     def loss(self, images: Tensor, captions: Tensor, same: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def to_images(pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def feature_table(encoder: VisionEncoder, drawings: Tensor) -> Tensor:
     """Features of every drawing [N,128,128,4] on every named colour [N,colours,hs,ws,width]."""
-    rows = [encoder(to_images(on_background(drawings, colour.pixel))) for colour in colours()]
+    rows = [encoder.features(to_images(on_background(drawings, colour.pixel))) for colour in colours()]
     return torch.stack(rows, dim=1)
 
 
