@@ -6,34 +6,58 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.core.random_models import random_s3dit
 from zimage_core import AutoencoderKL, Qwen3TextEncoder, S3DiT
-from zimage_core.config import AutoencoderConfig, NanoConfig, Qwen3Config, S3DiTConfig
+from zimage_core.config import AutoencoderConfig, NanoConfig, Qwen3Config, S3DiTConfig, VisionConfig
 from zimage_core.prompt.template import apply_template, load_tokenizer
-from zimage_core.train import autoencoder, export, lora, text, tokenizer, transformer
+from zimage_core.train import autoencoder, export, lora, text, tokenizer, transformer, vision
 from zimage_core.train.captions import (
     Captions,
     Concept,
     fill,
     held_out_captions,
     held_out_colour,
+    keyword_examples,
+    other_keywords,
     with_article,
     writing_examples,
 )
+from zimage_core.train.edits import KINDS, Edits, held_out_couple, held_out_paints, trained_pairs
 from zimage_core.train.loop import Plan
 from zimage_core.train.optimizer import orthogonalise
-from zimage_core.train.pictures import colours, concept_codes, is_held_out, on_background
+from zimage_core.train.pictures import (
+    SIZE,
+    SMALL,
+    SMALL_BOX,
+    colours,
+    concept_codes,
+    is_held_out,
+    on_background,
+    with_small,
+)
+from zimage_core.vision import VisionEncoder
 from zimage_core.weights import load_transformer
 
 CONCEPTS = [
     Concept("1f98a", {"en": ("fox",), "zh": ("\u72d0\u72f8",)}, {"en": ("animal",), "zh": ("\u52a8\u7269",)}),
     Concept("1f34e", {"en": ("red apple", "apple"), "zh": ("\u7ea2\u82f9\u679c", "\u82f9\u679c")}, {}),
     Concept("1f989", {"en": ("owl",), "zh": ("\u732b\u5934\u9e70",)}, {}),
+    Concept("1f34f", {"en": ("green apple",), "zh": ("\u9752\u82f9\u679c",)}, {}),
 ]
 PLAN = Plan(steps=12, lr=2e-3, warmup=2, cooldown=0.5, ema=0.9)
 TINY_DIT = S3DiTConfig(
     dim=128, n_layers=1, n_refiner_layers=1, n_heads=1, ffn_dim=64, cap_feat_dim=64, t_hidden=32
+)
+TINY_OMNI = dataclasses.replace(TINY_DIT, siglip_feat_dim=8)
+TINY_VISION = VisionConfig(
+    hidden_size=32,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    patch_size=8,
+    max_num_patches=4,
 )
 TINY_TEXT = Qwen3Config(
     vocab_size=512,
@@ -165,31 +189,27 @@ def test_editing_learns_beside_captions_and_resumes(tmp_path, bpe):
 
 
 def test_vision_encoder_learns_and_resumes(tmp_path, bpe):
-    """Pictures come to lie near their own captions: the loss that tells pairs from others falls."""
+    """Pictures and their captions are told from pictures and other captions."""
     encoder = Qwen3TextEncoder(TINY_TEXT, language_model=True)
     text.initialise(encoder)
-    drawings = torch.randint(
-        0, 255, (len(CONCEPTS), 32, 32, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    drawings = torch.full((len(CONCEPTS), 32, 32, 4), 255, dtype=torch.uint8)
+    drawings[..., :3] = torch.tensor([[250, 120, 20], [230, 20, 40], [90, 60, 40], [90, 200, 40]])[:, None, None]
+    drawings[:, :8] = 0  # a strip of background
+    pixels = [on_background(drawings, colours()[i].pixel) for i in (0, 5)]
 
     def train(plan, state, stop_at):
-        return vision.train(
-            TINY_VISION, drawings, Captions(CONCEPTS), encoder, bpe, state, plan, 8, stop_at=stop_at
-        )
+        captions = Captions(CONCEPTS)
+        return vision.train(TINY_VISION, drawings, captions, encoder, bpe, state, plan, 8, stop_at=stop_at)
+
+    wanted = [pair.caption for rows in Captions(CONCEPTS).bare for pair in rows[:1]]
+    captions = vision.caption_vectors(encoder, bpe, wanted)
 
     @torch.no_grad()
-    def likeness(model) -> float:
-        """Of the same drawing on two backgrounds, against two drawings: less is better."""
-        seen = [vision.to_images(on_background(drawings, colours()[i].pixel)) for i in (0, 5)]
-        first, other = (F.normalize(model(images).flatten(1).mean(1, keepdim=True), dim=1) for images in seen)
-        return float(-(first * other).mean())
+    def loss(model) -> float:
+        same = torch.eye(len(CONCEPTS), dtype=torch.bool)
+        return sum(float(model.loss(vision.to_images(p), captions, same)) for p in pixels)
 
-    state = tmp_path / "state.pt"
-    losses = []
-    for stop in (4, 24):
-        train(dataclasses.replace(PLAN, steps=24), state, stop)
-        losses.append(torch.load(state, weights_only=True)["step"])
-    assert losses == [4, 24]
+    check_training(train, loss, tmp_path, dataclasses.replace(PLAN, steps=24, ema=0.5))
 
 
 def test_lora_learns_beside_frozen_weights_and_resumes(tmp_path, bpe):
@@ -236,9 +256,9 @@ def test_held_out_pairs_and_phrasings_are_never_drawn(bpe):
         assert colour in pair.fits
         assert pair.caption not in unseen and pair.caption not in forbidden
     for long in (False, True):
-        prompts, pictures = transformer.draw_batch(captions, bpe, 50, long, generator)
+        prompts, pictures = transformer.draw_batch(captions, None, bpe, 50, long, generator)
         assert not unseen & {part for prompt in prompts for part in prompt.split("; ")}
-        assert all(colour != held_out_colour(concept) for concept, colour in pictures)
+        assert all(picture.colour != held_out_colour(picture.concept) for picture in pictures)
         lengths = {-(-transformer.token_count(bpe, prompt) // transformer.BUCKET) for prompt in prompts}
         assert lengths == {2 if long else 1}
     assert not unseen & {pair.caption for pair in captions.all()}
@@ -246,6 +266,55 @@ def test_held_out_pairs_and_phrasings_are_never_drawn(bpe):
         full for _, full in writing_examples(CONCEPTS)
     ]
     assert not (unseen | forbidden) & set(read)
+
+
+def test_held_out_edits_are_never_drawn():
+    """Neither the pairs of pictures, nor backgrounds that a thing was never shown on."""
+    names = [f"thing {i}" for i in range(12)]
+    codes = ["1f34e", "1f34f", "2764", "1f9e1", "1f49b", "1f49a", *(f"{i:x}" for i in range(6))]
+    concepts = [Concept(c, {"en": (n,), "zh": (n,)}, {}) for c, n in zip(codes, names, strict=True)]
+    edits, generator = Edits(concepts), torch.Generator().manual_seed(0)
+    heart = [2, 3, 4, 5]
+    for kind in KINDS:
+        for held_out in (False, True):
+            for _ in range(200):
+                edit = edits.draw(kind, generator, held_out)
+                before, after = edit.before, edit.after
+                assert before.colour != held_out_colour(before.concept) and before != after
+                unseen = after.colour == held_out_colour(after.concept)
+                if kind == "swap":
+                    unseen |= held_out_couple(before.concept, after.concept)
+                elif kind == "add":
+                    unseen |= held_out_couple(before.concept, after.second)
+                elif kind == "recolour" and before.concept in heart:
+                    unseen |= held_out_paints(heart.index(before.concept), heart.index(after.concept))
+                assert unseen == held_out, edit
+    assert all(
+        picture.colour != held_out_colour(picture.concept)
+        and not held_out_couple(picture.concept, picture.second)
+        for picture in trained_pairs(concepts, 200)
+    )
+
+
+def test_a_second_thing_is_drawn_over_the_corner():
+    first = torch.zeros(1, SIZE, SIZE, 4, dtype=torch.uint8)
+    second = torch.full((1, SIZE, SIZE, 4), 255, dtype=torch.uint8)
+    both = with_small(first, second)
+    assert torch.equal(both[:, SMALL_BOX, SMALL_BOX], torch.full_like(both[:, SMALL_BOX, SMALL_BOX], 255))
+    assert int(both.long().sum()) == 255 * 4 * SMALL**2 and SMALL_BOX.stop < SIZE
+
+
+def test_other_keywords_are_in_no_caption_and_belong_to_one_thing():
+    concepts = [
+        Concept("1", {"en": ("fox",), "zh": ("a",)}, {"en": ("fox", "animal", "sly", "picture book")}),
+        Concept("2", {"en": ("owl",), "zh": ("b",)}, {"en": ("animal", "wise")}),
+    ]
+    assert [row["en"] for row in other_keywords(concepts)] == [("sly",), ("wise",)]
+    prompts = keyword_examples(concepts)
+    assert {answer.split(" in the ")[0] for words, answer in prompts if "wise" in words} == {
+        "A 3D illustration of an owl"
+    }
+    assert not any(colours()[held_out_colour(0)].en in words for words, _ in prompts if "sly" in words)
 
 
 def test_every_colour_is_held_out_for_some_concept():
@@ -341,4 +410,5 @@ def test_nano_is_small_enough():
         for p in Qwen3TextEncoder(config.text_encoder, device="meta", language_model=True).parameters()
     )
     pixels = sum(p.numel() for p in AutoencoderKL(config.autoencoder, device="meta").parameters())
-    assert 1.3 * size + 2 * text_size + 2 * pixels <= 32e6
+    seen = sum(p.numel() for p in VisionEncoder(config.vision).parameters())
+    assert 1.3 * size + 2 * (text_size + pixels + seen) <= 40e6

@@ -122,7 +122,7 @@ class Training:
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
             self.state / "vision.pt",
-        )
+        ).encoder
         save_file(export.contiguous(model.state_dict(), torch.float32), self.state / "vision.safetensors")
 
     def trained_vision_encoder(self) -> VisionEncoder:
@@ -136,6 +136,7 @@ class Training:
         """Latents and vision features of all pictures; kept in the state, since encoding takes minutes."""
         kept = self.state / "gallery.safetensors"
         if not kept.is_file():
+            torch.set_num_threads(max(self.workers, 1))
             drawings, palette = self.concept_drawings(), pictures.colours()
             both = pictures.with_small(
                 drawings[[p.concept for p in pairs]], drawings[[p.second for p in pairs]]
@@ -152,7 +153,8 @@ class Training:
                 "pairs": encoder.to_model(torch.cat(rows)),
                 "features": vision.feature_table(sighted, drawings),
             }
-            save_file(stored, kept)
+            torch.set_num_threads(1)
+            save_file({name: rows.contiguous() for name, rows in stored.items()}, kept)
         stored = load_file(kept)
         return transformer.Gallery(stored["latents"], stored["features"], pairs, stored["pairs"])
 

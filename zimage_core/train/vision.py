@@ -78,8 +78,10 @@ def train(
     plan: Plan = PLAN,
     batch: int = BATCH,
     stop_at: int | None = None,
-) -> VisionEncoder:
-    """Train on the concepts' drawings [N,128,128,4] on plain backgrounds; averaged model."""
+) -> Pairing:
+    """Train on the concepts' drawings [N,128,128,4] on plain backgrounds; averaged model, whose encoder is
+    what is wanted.
+    """
     torch.manual_seed(plan.seed)
     model = Pairing(config, text_encoder.config.hidden_size)
     palette = torch.stack([c.pixel for c in colours()])
@@ -98,4 +100,4 @@ def train(
         return model.loss(images, vectors, same)
 
     model.load_state_dict(fit(model, backward_of(loss), plan, state, stop_at))
-    return model.encoder.eval()
+    return model.eval()
