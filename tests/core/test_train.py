@@ -150,6 +150,7 @@ class ToyVelocity:
             torch.lerp(latents[0, :1], noise, 0.7),
             torch.full((1,), 0.7),
             noise - latents[0, :1],
+            torch.ones(1, 1, 4, 4),
             ids,
             torch.ones_like(ids, dtype=torch.bool),
         )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autoencoder import AutoencoderKL
@@ -23,17 +22,18 @@ from ..transformer import S3DiT
 from .captions import Captions
 from .edits import KINDS, Edit, Edits, Picture
 from .loop import Plan, Shards, fit
-from .pictures import colours, on_background
+from .pictures import SIZE, SMALL_BOX, colours, on_background
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=1500, lr=1.5e-3, warmup=60, cooldown=0.6, ema=0.99, muon=True)
+PLAN = Plan(steps=1250, lr=1.5e-3, warmup=60, cooldown=0.6, ema=0.99, muon=True)
 BATCH = 32  # captions, and
 EDITS = 24  # edits of every step
 PAIRS = 2000  # pictures with a second thing
-PAIR_SHARE = 0.1  # of captions are of these
+PAIR_SHARE = 0.25  # of captions are of these
+PAIR_WEIGHT = 3.0  # of the errors in the corner with the second thing, which is small and hard
 BLIND_SHARE = 0.15  # of edits come without vision features
-KIND_SHARES = torch.tensor([0.2, 0.35, 0.15, 0.3])  # in the order of KINDS
+KIND_SHARES = torch.tensor([0.15, 0.25, 0.1, 0.5])  # in the order of KINDS
 UNIFORM_SHARE = 0.1  # of times are uniform, so that no part of the path is left untrained
 # ... and this share is almost pure noise. Plain backgrounds show through noise at once (many equal latents
 # average it out), so only there does the caption matter, and there the first of the 8 steps decides what is
@@ -147,6 +147,16 @@ class Gallery:
             ]
         )
 
+    def weights(self, pictures: Sequence[Picture]) -> Tensor:
+        """How much the errors of each cell count [B, 1, h, w]."""
+        height, width = self.latents.shape[-2:]
+        weights = torch.ones(len(pictures), 1, height, width)
+        corner = SMALL_BOX.start / SIZE
+        for row, picture in enumerate(pictures):
+            if picture.second is not None:
+                weights[row, :, int(corner * height) :, int(corner * width) :] = PAIR_WEIGHT
+        return weights
+
     def seen(self, pictures: Sequence[Picture]) -> Tensor:
         """[B, hs, ws, width]."""
         return torch.stack([self.features[p.concept, p.colour] for p in pictures])
@@ -171,7 +181,8 @@ class FromCaptions:
         long = step % LONG_EVERY == LONG_EVERY - 1
         prompts, pictures = draw_batch(self.captions, self.edits, self.tokenizer, self.batch, long, generator)
         tokens = tokenise(self.tokenizer, prompts)
-        pieces = (*noised(self.gallery.of(pictures), generator), tokens.input_ids, tokens.mask)
+        pieces = noised(self.gallery.of(pictures), generator)
+        pieces = (*pieces, self.gallery.weights(pictures), tokens.input_ids, tokens.mask)
         pieces = [t.to(device).chunk(count) for t in pieces]
         return [partial(velocity_loss, self.text_encoder, *piece) for piece in zip(*pieces, strict=True)]
 
@@ -198,8 +209,8 @@ class FromReference:
         longest = max(len(row) for row in rows)
         ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
         mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
-        before = [edit.before for edit in drawn]
-        pieces = [*noised(self.gallery.of([edit.after for edit in drawn]), generator), ids, mask]
+        before, after = [edit.before for edit in drawn], [edit.after for edit in drawn]
+        pieces = [*noised(self.gallery.of(after), generator), self.gallery.weights(after), ids, mask]
         pieces += [self.gallery.of(before), self.gallery.seen(before)]
         blind = float(torch.rand(1, generator=generator)) < BLIND_SHARE
         first, _, last = (torch.tensor([self.ids(part)]) for part in split_prompt("", 1))
@@ -276,13 +287,14 @@ def velocity_loss(
     noisy: Tensor,
     sigma: Tensor,
     wanted: Tensor,
+    weights: Tensor,
     ids: Tensor,
     mask: Tensor,
     model: S3DiT,
     **references: Any,
 ) -> Tensor:
-    """Squared error of the velocity, in the model's dtype: noisy and wanted [B,16,h,w], sigma [B], ids and
-    mask [B,L].
+    """Squared error of the velocity, in the model's dtype: noisy and wanted [B,16,h,w], sigma [B], weights
+    [B,1,h,w], ids and mask [B,L].
     """
     with torch.no_grad():
         context = text_encoder(ids)  # causal: padding on the right reaches no real token
@@ -290,7 +302,7 @@ def velocity_loss(
     predicted = model(
         noisy.to(dtype), sigma, context.to(dtype), num_tokens=tuple(mask.sum(1).tolist()), **references
     )
-    return F.mse_loss(predicted.float(), wanted)
+    return ((predicted.float() - wanted).square() * weights).mean()
 
 
 def edit_loss(
@@ -300,6 +312,7 @@ def edit_loss(
     noisy: Tensor,
     sigma: Tensor,
     wanted: Tensor,
+    weights: Tensor,
     ids: Tensor,
     mask: Tensor,
     reference: Tensor,
@@ -317,6 +330,7 @@ def edit_loss(
         noisy,
         sigma,
         wanted,
+        weights,
         ids,
         mask,
         model,
