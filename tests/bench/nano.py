@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tests.bench.judge import nearest_concept, shows_colour
+from tests.bench.nano_edits import edit_rows, edit_sheet
+from tests.bench.nano_prompts import prompt_rows
 from tests.bench.rows import row
 from zimage_core import ZImagePipeline
-from zimage_core.prompt.template import load_tokenizer
 from zimage_core.train import autoencoder, pictures, text
 from zimage_core.train.captions import (
     LANGUAGES,
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "models" / "nano"
 CACHE = ROOT / ".cache" / "nano"
+# what version 1, which could not edit, drew right of its 116 concepts, and how much of that editing may cost
+DREW, DREW_HELD_OUT, MAY_LOSE = 0.9784, 0.9612, 0.02
 
 
 def data_folder() -> Path:
@@ -105,21 +108,52 @@ def contact_sheet(
     sheet.save(path)
 
 
-def picture_rows(data: Path, sheet: Path) -> list[dict]:
-    concepts = load_concepts(data)
-    stems, drawings = pictures.load_drawings(data, CACHE / f"drawings-{pictures.DRAWING}.npy")
-    drawings = torch.from_numpy(drawings[:].copy())
-    concept_drawings = drawings[[pictures.stem_index(stems, c.code) for c in concepts]]
-    pipe = ZImagePipeline.from_files(
-        *(NANO / f"{part}.safetensors" for part in ("transformer", "text_encoder", "autoencoder")),
-        NANO / "tokenizer",
-        torch_dtype=torch.float32,
-    )
-    settings = json.loads((NANO / "config.json").read_text("utf-8"))
+class Nano:
+    """The model that ships as a pipeline, and the things that it knows."""
+
+    def __init__(self, data: Path):
+        self.concepts = load_concepts(data)
+        self.stems, stored = pictures.load_drawings(data, CACHE / f"drawings-{pictures.DRAWING}.npy")
+        self.drawings = torch.from_numpy(stored[:].copy())
+        self.concept_drawings = self.drawings[
+            [pictures.stem_index(self.stems, c.code) for c in self.concepts]
+        ]
+        self.pipe = ZImagePipeline.from_files(
+            *(NANO / f"{part}.safetensors" for part in ("transformer", "text_encoder", "autoencoder")),
+            NANO / "tokenizer",
+            torch_dtype=torch.float32,
+            vision=NANO / "vision.safetensors",
+        )
+        self.size = json.loads((NANO / "config.json").read_text("utf-8"))["resolution"]
+        self.writer = load_text_encoder(
+            NANO / "text_encoder.safetensors", dtype=torch.float32, language_model=True
+        )
+
+    def draw(self, prompts: list[str]) -> Tensor:
+        return generate(self.pipe, prompts, self.size)
+
+    def edit(self, references: Tensor, instructions: list[str]) -> Tensor:
+        """Every reference [3,H,W] with its own instruction; all from the same noise."""
+        rows = [
+            self.pipe(
+                text,
+                image=reference.movedim(0, -1),
+                height=self.size,
+                width=self.size,
+                generator=torch.Generator().manual_seed(0),
+                output_type="pt",
+            ).images
+            for reference, text in zip(references, instructions, strict=True)
+        ]
+        return torch.cat(rows)
+
+
+def picture_rows(nano: Nano, sheet: Path) -> list[dict]:
+    concepts, concept_drawings, pipe = nano.concepts, nano.concept_drawings, nano.pipe
     asked = requests(concepts)
     for wanted in asked:
         wanted["name"] = concepts[wanted["concept"]].names["en"][0]
-    images = generate(pipe, [wanted["prompt"] for wanted in asked], settings["resolution"])
+    images = nano.draw([wanted["prompt"] for wanted in asked])
     matched = [
         nearest_concept(image, concept_drawings) == wanted["concept"]
         for image, wanted in zip(images, asked, strict=True)
@@ -138,10 +172,16 @@ def picture_rows(data: Path, sheet: Path) -> list[dict]:
             "pictures nearest to the asked concept",
             share(matched, held_out=False),
             "share",
-            ">= 0.9",
+            f">= {DREW - MAY_LOSE:.4f}",
             against,
         ),
-        row("... on backgrounds held out for it", share(matched, held_out=True), "share", ">= 0.8", against),
+        row(
+            "... on backgrounds held out for it",
+            share(matched, held_out=True),
+            "share",
+            f">= {DREW_HELD_OUT - MAY_LOSE:.4f}",
+            against,
+        ),
         row("background is the asked colour", share(coloured), "share", ">= 0.95", "all pictures"),
         row("... on backgrounds held out", share(coloured, held_out=True), "share", None, "all pictures"),
     ]
@@ -149,7 +189,7 @@ def picture_rows(data: Path, sheet: Path) -> list[dict]:
         rows.append(
             row(f"nearest, prompts in {language}", share(matched, language=language), "share", None, "all")
         )
-    unseen = autoencoder.unseen_pictures(stems, drawings)
+    unseen = autoencoder.unseen_pictures(nano.stems, nano.drawings)
     rows.append(
         row(
             "autoencoder PSNR on emoji it never saw",
@@ -162,10 +202,8 @@ def picture_rows(data: Path, sheet: Path) -> list[dict]:
     return rows
 
 
-def text_rows(data: Path) -> list[dict]:
-    concepts = load_concepts(data)
-    bpe = load_tokenizer(NANO / "tokenizer")
-    model = load_text_encoder(NANO / "text_encoder.safetensors", dtype=torch.float32, language_model=True)
+def text_rows(nano: Nano) -> list[dict]:
+    concepts, bpe, model = nano.concepts, nano.pipe.tokenizer, nano.writer
     unseen = text.encode(bpe, [text.plain(pair.caption) for pair in held_out_captions(concepts)])
     trained = text.encode(bpe, [text.plain(pair.caption) for pair in Captions(concepts).all()])
     unigram = text.unigram_perplexity(trained, unseen, len(bpe))
@@ -189,11 +227,16 @@ def text_rows(data: Path) -> list[dict]:
 
 def run(json_path: Path | None = None, sheet: Path | None = None) -> list[dict]:
     """Measured facts of `models/nano`; also writes the contact sheet of every picture."""
-    data = data_folder()
+    sheet = sheet or ROOT / "output" / "nano-sheet.png"
     with torch.no_grad():
-        rows = picture_rows(data, sheet or ROOT / "output" / "nano-sheet.png") + text_rows(data)
+        nano = Nano(data_folder())
+        rows = picture_rows(nano, sheet) + text_rows(nano)
+        rows += prompt_rows(nano.draw, nano.writer, nano.pipe.tokenizer, nano.concepts, nano.concept_drawings)
+        edited, shown = edit_rows(nano.edit, nano.concepts, nano.concept_drawings)
+    rows += edited
+    edit_sheet(*shown, sheet.with_name("nano-edits.png"))
     size = sum(f.stat().st_size for f in NANO.rglob("*") if f.is_file()) / 1e6
-    rows.append(row("all files of models/nano", size, "MB", "<= 32", "limit of the repository"))
+    rows.append(row("all files of models/nano", size, "MB", "<= 40", "limit of the repository"))
     if json_path:
         Path(json_path).write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
     return rows

@@ -5,8 +5,11 @@ reference picture, 8 steps; judged by plain pixel arithmetic, as `tests.bench.na
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tests.bench.judge import nearest_concept, shows_colour
@@ -133,3 +136,26 @@ def edit_rows(
             row(f"edit right, in {language}", mean(right, language=language), "share", None, "all kinds")
         )
     return rows, (asked, before, images, right)
+
+
+def edit_sheet(
+    asked: list[Edit], before: Tensor, images: Tensor, right: list[bool], path: Path, columns: int = 16
+) -> None:
+    """Every reference above its edit, with the instruction where it is written in English; wrong ones are
+    framed in red.
+    """
+    size, label = images.shape[-1], 14
+    height = 2 * size + label + 6
+    sheet = Image.new("RGB", (columns * (size + 4), -(-len(asked) // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, edit in enumerate(asked):
+        x, y = (i % columns) * (size + 4) + 2, (i // columns) * height + 2
+        if not right[i]:
+            draw.rectangle((x - 2, y - 2, x + size + 1, y + 2 * size + 1), fill="red")
+        both = torch.cat((before[i], images[i]), dim=1)
+        pixels = (both.permute(1, 2, 0) * 255).round().byte().numpy()
+        sheet.paste(Image.fromarray(np.ascontiguousarray(pixels)), (x, y))
+        words = edit.instruction if edit.language == "en" else f"({edit.kind}, zh)"
+        draw.text((x, y + 2 * size + 1), words[:21] + (" *" if edit.held_out else ""), fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -23,7 +23,7 @@ END = "<|im_end|>"
 
 
 def requests(concepts: list[Concept], seed: int = 0) -> list[dict]:
-    """Per concept and language, one prompt by keywords where there are any, and one by name; any background."""
+    """Per concept and language a prompt by name, and one by keywords where there are any; any background."""
     palette, generator = colours(), torch.Generator().manual_seed(seed)
 
     def of(rows: list) -> Any:

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.core.random_models import random_s3dit
 from zimage_core import AutoencoderKL, Qwen3TextEncoder, S3DiT
@@ -194,7 +193,9 @@ def test_vision_encoder_learns_and_resumes(tmp_path, bpe):
     encoder = Qwen3TextEncoder(TINY_TEXT, language_model=True)
     text.initialise(encoder)
     drawings = torch.full((len(CONCEPTS), 32, 32, 4), 255, dtype=torch.uint8)
-    drawings[..., :3] = torch.tensor([[250, 120, 20], [230, 20, 40], [90, 60, 40], [90, 200, 40]])[:, None, None]
+    drawings[..., :3] = torch.tensor([[250, 120, 20], [230, 20, 40], [90, 60, 40], [90, 200, 40]])[
+        :, None, None
+    ]
     drawings[:, :8] = 0  # a strip of background
     pixels = [on_background(drawings, colours()[i].pixel) for i in (0, 5)]
 
