@@ -26,14 +26,14 @@ from .pictures import SIZE, SMALL_BOX, colours, on_background
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=1250, lr=1.5e-3, warmup=60, cooldown=0.6, ema=0.99, muon=True)
+PLAN = Plan(steps=1300, lr=1.5e-3, warmup=60, cooldown=0.6, ema=0.99, muon=True)
 BATCH = 32  # captions, and
 EDITS = 24  # edits of every step
 PAIRS = 2000  # pictures with a second thing
-PAIR_SHARE = 0.25  # of captions are of these
-PAIR_WEIGHT = 3.0  # of the errors in the corner with the second thing, which is small and hard
+PAIR_SHARE = 0.35  # of captions are of these
+PAIR_WEIGHT = 4.0  # of the errors in the corner with the second thing, which is small and hard
 BLIND_SHARE = 0.15  # of edits come without vision features
-KIND_SHARES = torch.tensor([0.15, 0.25, 0.1, 0.5])  # in the order of KINDS
+KIND_SHARES = torch.tensor([0.1, 0.15, 0.05, 0.7])  # in the order of KINDS
 UNIFORM_SHARE = 0.1  # of times are uniform, so that no part of the path is left untrained
 # ... and this share is almost pure noise. Plain backgrounds show through noise at once (many equal latents
 # average it out), so only there does the caption matter, and there the first of the 8 steps decides what is
