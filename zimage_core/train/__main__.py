@@ -17,7 +17,19 @@ from ..prompt.template import load_tokenizer
 from ..text_encoder import Qwen3TextEncoder
 from ..transformer import S3DiT
 from ..vision import VisionEncoder
-from . import autoencoder, captions, control, edits, export, lora, pictures, text, tokenizer, transformer, vision
+from . import (
+    autoencoder,
+    captions,
+    control,
+    edits,
+    export,
+    lora,
+    pictures,
+    text,
+    tokenizer,
+    transformer,
+    vision,
+)
 
 log = logging.getLogger("zimage_core.train")
 

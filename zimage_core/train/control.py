@@ -147,7 +147,8 @@ def train(
         sigma = draw_sigmas(batch, generator)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
         steered = torch.cat((noisy, control_latents[list(concepts), list(colours)]), dim=1)
-        pieces = (steered, sigma, noise - clean, tokens.input_ids, tokens.mask)
+        even = torch.ones(batch, 1, 1, 1)  # the errors of all cells count alike
+        pieces = (steered, sigma, noise - clean, even, tokens.input_ids, tokens.mask)
         pieces = [t.to(device).chunk(count) for t in pieces]
         return shards.backward(
             [partial(velocity_loss, text_encoder, *piece) for piece in zip(*pieces, strict=True)]
