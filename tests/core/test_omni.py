@@ -172,6 +172,17 @@ def test_a_run_computes_once_what_it_repeats() -> None:
     }
 
 
+def test_without_gradients_it_is_the_same() -> None:
+    """Modulation by token then works in place."""
+    (seed,) = seeds(1)
+    model = random_s3dit(OMNI, seed)
+    x, sigma, caption = random_inputs(OMNI, seed)
+    given = references(OMNI, seed, *TWO)
+    with torch.no_grad():
+        alone = model(x, sigma, caption, **given)
+    assert torch.equal(alone, model(x, sigma, caption, **given))
+
+
 def test_every_weight_learns() -> None:
     (seed,) = seeds(1)
     model = random_s3dit(OMNI, seed).requires_grad_(True)
