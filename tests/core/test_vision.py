@@ -9,11 +9,13 @@ from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2Visi
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from tests.core.random_models import randomise, relative
-from zimage_core.config import NanoConfig, VisionConfig
+from zimage_core.config import VisionConfig
 from zimage_core.vision import VisionEncoder, patch_grid
 from zimage_core.weights import WeightsError, describe, load_vision_encoder
 
-SMALL = NanoConfig().vision
+SMALL = VisionConfig(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2, max_num_patches=64
+)
 
 
 @pytest.fixture(scope="module")
