@@ -9,7 +9,7 @@ from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
-from .part_loaders import ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader
+from .part_loaders import ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader, ZImageVisionLoader
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 
@@ -18,6 +18,7 @@ NODES = (
     ZImageModelLoader,
     ZImageTextEncoderLoader,
     ZImageVAELoader,
+    ZImageVisionLoader,
     ZImageAccelerate,
     ZImageControlLoader,
     ZImageControl,
