@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.bench.judge import nearest_concept, shows_colour
 from tests.bench.nano_edits import edit_rows, edit_sheet
 from tests.bench.nano_prompts import prompt_rows
+from tests.bench.nano_regional import regional_rows
 from tests.bench.rows import row
 from zimage_core import ZImagePipeline
 from zimage_core.train import autoencoder, pictures, text
@@ -233,7 +234,7 @@ def run(json_path: Path | None = None, sheet: Path | None = None) -> list[dict]:
         rows = picture_rows(nano, sheet) + text_rows(nano)
         rows += prompt_rows(nano.draw, nano.writer, nano.pipe.tokenizer, nano.concepts, nano.concept_drawings)
         edited, shown = edit_rows(nano.edit, nano.concepts, nano.concept_drawings)
-    rows += edited
+        rows += edited + regional_rows(nano.pipe, nano.concepts, nano.concept_drawings)
     edit_sheet(*shown, sheet.with_name("nano-edits.png"))
     size = sum(f.stat().st_size for f in NANO.rglob("*") if f.is_file()) / 1e6
     rows.append(row("all files of models/nano", size, "MB", "<= 40", "limit of the repository"))
