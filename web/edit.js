@@ -13,7 +13,7 @@ function part(tag, style) {
 
 /** An element and what shows two picture addresses on it. */
 function comparison() {
-  const box = part("div", { position: "relative", overflow: "hidden", minHeight: `${HEIGHT}px` });
+  const box = part("div", { position: "relative", overflow: "hidden", visibility: "hidden" });
   box.dataset.testid = "zimage-before-after";
   const [after, before] = ["after", "before"].map((name) => {
     const picture = part("img", { objectFit: "contain", pointerEvents: "none" });
@@ -43,38 +43,39 @@ function address(picture) {
   return api.apiURL(`/view?${new URLSearchParams(picture)}`);
 }
 
-/** The node's comparison, made when there is something to compare. */
-function comparisonOf(node) {
-  if (!node.zimageComparison) {
-    const { box, show } = comparison();
-    const widget = node.addDOMWidget("before_after", "ZIMAGE_BEFORE_AFTER", box, {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => HEIGHT,
-    });
-    widget.serialize = false; // it has no value that a workflow would keep
-    node.zimageComparison = show;
-    const [width, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
-  }
-  return node.zimageComparison;
-}
-
-function shown(node, output) {
-  const [before, after] = [output?.before?.[0], output?.after?.[0]];
-  if (!before || !after) return;
-  comparisonOf(node)(address(before), address(after));
-  app.graph.setDirtyCanvas(true, true);
+/** Puts an empty comparison on a node and returns what fills it from the node's output. */
+function addComparison(node) {
+  const { box, show } = comparison();
+  let height = 0; // nothing is there before the first run
+  const widget = node.addDOMWidget("before_after", "ZIMAGE_BEFORE_AFTER", box, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => height,
+  });
+  widget.serialize = false; // it has no value that a workflow would keep
+  return (output) => {
+    const [before, after] = [output?.before?.[0], output?.after?.[0]];
+    if (!before || !after) return;
+    show(address(before), address(after));
+    box.style.visibility = "visible";
+    if (height) return;
+    height = HEIGHT;
+    box.style.minHeight = `${HEIGHT}px`;
+    const [width, least] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    app.graph.setDirtyCanvas(true, true);
+  };
 }
 
 app.registerExtension({
   name: "ComfyUI-ZImage.Edit",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
+    const fill = addComparison(node);
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
-      shown(this, output);
+      fill(output);
     };
   },
 });
