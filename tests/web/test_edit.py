@@ -53,8 +53,9 @@ def test_before_and_after(open_page, nodes_2):
     assert box.evaluate(SHARE) > dragged
     assert positions(comfy) == before, "the drag moved a node"
 
-    values = {node["id"]: node.get("widgets_values") for node in comfy.graph()["nodes"]}
-    assert values[edit] == next(node for node in workflow["nodes"] if node["id"] == edit)["widgets_values"]
+    kept = next(node for node in comfy.graph()["nodes"] if node["id"] == edit)["widgets_values"]
+    saved = next(node for node in workflow["nodes"] if node["id"] == edit)["widgets_values"]
+    assert kept[: len(saved)] == saved  # some pages append the text that they show under a node
 
 
 def positions(comfy) -> dict[int, list]:
