@@ -23,7 +23,9 @@ END = "<|im_end|>"
 
 
 def requests(concepts: list[Concept], seed: int = 0) -> list[dict]:
-    """Per concept and language a prompt by name, and one by keywords where there are any; any background."""
+    """Per concept a prompt by keywords in each language that has any, and one by name, the languages in turn; on
+    any background.
+    """
     palette, generator = colours(), torch.Generator().manual_seed(seed)
 
     def of(rows: list) -> Any:
@@ -39,6 +41,8 @@ def requests(concepts: list[Concept], seed: int = 0) -> list[dict]:
                 template = of(phrasings(language, "keyword"))
                 prompt = template.format(words=words, colour=getattr(palette[colour], language))
                 found.append({**asked, "kind": "keywords", "prompt": prompt})
+            if language != LANGUAGES[index % len(LANGUAGES)]:
+                continue
             name, template = concepts[index].names[language][0], of(phrasings(language, "held_out"))
             prompt = fill(template, name, palette[colour], language)
             found.append({**asked, "kind": "name", "prompt": prompt})

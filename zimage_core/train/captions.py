@@ -28,6 +28,7 @@ PLURALS = {
 }
 BARE_SHARE = 0.08  # of captions name no background: any trained one is right
 ALIAS_SHARE = 0.15  # of captions use another name, where there is one
+FULL_SHARE = 0.3  # of captions are as the text encoder writes them: the enhancer's pictures depend on these
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,12 @@ class Captions:
         # concept -> colour -> captions that name it, first names before aliases
         self.trained: list[list[list[Pair]]] = []
         self.aliased: list[list[list[Pair]]] = []
+        self.full: list[list[list[Pair]]] = []
         self.bare: list[list[Pair]] = []
         for index, concept in enumerate(concepts):
             allowed = tuple(c for c in range(len(palette)) if c != held_out_colour(index))
-            first, other, bare = [[] for _ in palette], [[] for _ in palette], []
+            first, other, full = ([[] for _ in palette] for _ in range(3))
+            bare = []
             for language in LANGUAGES:
                 templates = [t for kind in ("trained", "short", "full") for t in phrasings(language, kind)]
                 for rank, name in enumerate(concept.names[language]):
@@ -125,12 +128,19 @@ class Captions:
                             Pair(fill(t, name, palette[colour], language), index, (colour,))
                             for t in templates
                         ]
+                for colour in allowed:
+                    caption = fill(
+                        phrasings(language, "full")[0], concept.names[language][0], palette[colour], language
+                    )
+                    full[colour].append(Pair(caption, index, (colour,)))
+                for name in concept.names[language]:
                     bare += [
                         Pair(fill(t, name, palette[0], language), index, allowed)
                         for t in phrasings(language, "bare")
                     ]
             self.trained.append(first)
             self.aliased.append(other)
+            self.full.append(full)
             self.bare.append(bare)
 
     def all(self) -> list[Pair]:
@@ -157,6 +167,8 @@ class Captions:
             rows = self.bare[concept]
         elif share < BARE_SHARE + ALIAS_SHARE and self.aliased[concept][colour]:
             rows = self.aliased[concept][colour]
+        elif share > 1 - FULL_SHARE:
+            rows = self.full[concept][colour]
         return rows[below(len(rows))], colour
 
 

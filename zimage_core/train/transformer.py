@@ -26,7 +26,7 @@ from .pictures import SIZE, SMALL_BOX, colours, on_background
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=1300, lr=1.5e-3, warmup=60, cooldown=0.6, ema=0.99, muon=True)
+PLAN = Plan(steps=1420, lr=1.5e-3, warmup=60, cooldown=0.25, ema=0.99, muon=True)
 BATCH = 32  # captions, and
 EDITS = 24  # edits of every step
 PAIRS = 2000  # pictures with a second thing
