@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from .faithful_form import describe
 from .faithful_text import Token, chinese_words, take_quotes, tokens
 from .faithful_words import base, chinese, english
 
@@ -29,6 +30,10 @@ BACKDROPS = {
     "\u80cc\u666f",
     "\u5929\u7a7a",
 }  # the surroundings also when the prompt names them
+LISTED = {"light", "texture", "size", "shared", "mood", "style", "describing"}  # go on after a comma
+PICTURE = {"light", "composition", "camera", "mood", "style"}
+PARTS = {"hypernym", "material", "texture", "pose"}  # these speak of the subject
+SURFACES = {"surfac", "edg", "outlin", "shap", "form", "body", "\u8868\u9762", "\u8fb9\u7f18", "\u8f6e\u5ed3", "\u5f62"}
 OPTICS = frozenset("wide long macro telephoto prime angle zoom short normal standard".split())
 LINKS = frozenset("in is are was were be of at as to".split())
 
@@ -61,6 +66,8 @@ def compare(prompt: str, answer: str, fixed: Sequence[str] = ()) -> Report:
     """What an answer lost from the prompt and what it added. fixed: terms kept letter by letter."""
     asked, words, scene = _read_prompt(prompt)
     given = tokens(answer, words)
+    if not _is_imaging(asked):  # there an attribute of the picture is a finding
+        given = describe(given, {base(t.text) for t in asked}, prompt)
     report = Report()
     for term in fixed:
         if _holds(prompt, term) and not _holds(answer, term):
@@ -111,7 +118,7 @@ class _Scene:
         for token, after in zip(near, [*near[1:], None], strict=True):
             if token.kind in ("content", "quote", "number"):
                 return False
-            listed = token.key == "," and after and after.group in ("light", "texture", "size", "shared")
+            listed = token.key == "," and after and after.group in LISTED
             if token.kind == "mark" and token.key != "hyphen" and not listed:
                 break
             if self._is_scene(token):
@@ -204,7 +211,12 @@ def _attributes(kind: str, asked: list[Token], given: list[Token], scene: _Scene
         elif (
             kind == "number"
             and a[0].text.lower() != "both"
-            or not (scene.licences(given, a[2]) or _the_material(given, a[2]))
+            or not (
+                scene.licences(given, a[2])
+                or _the_material(given, a[2])
+                or kind in ("size", "shared")
+                and _clause_on_picture(given, a[2])
+            )
         ):
             report.added.append(Difference(kind_name, a[0].text))
     order_before = list(dict.fromkeys(t.key for t, heads in before if not heads))
@@ -242,7 +254,7 @@ def _directions(asked: list[Token], given: list[Token], report: Report) -> None:
 def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
     """Each negation and the places of what it negates: to a preposition, or (wide) to the clause's end."""
     for i, token in enumerate(row):
-        if token.kind != "negation":
+        if token.kind != "negation" or _unhindering(row, i):
             continue
         found: set[int] = set()
         if token.text.lower() == "free" and i > 1 and row[i - 1].key == "hyphen":
@@ -278,6 +290,12 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
                 if row[j].kind in ("content", "quote"):
                     found.add(j)
         yield i, found
+
+
+def _unhindering(row: list[Token], at: int) -> bool:
+    """Without hiding the needle: says nothing about a needle."""
+    near = {t.key for t in row[at + 1 : at + 3] if t.kind in ("word", "content")}
+    return not near.isdisjoint(english().unhindering | chinese().unhindering)
 
 
 def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
@@ -393,11 +411,8 @@ def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Repo
         elif token.kind == "word" and token.group not in DROPPABLE | SCENE_ONLY:
             if token.key not in given_stems and token.key not in given_chinese:
                 report.lost.append(Difference("word", token.text))
-    imaging = english().imaging | chinese().imaging
     read_as_finding = english().ambiguous | chinese().ambiguous
-    strict = any(t.text.lower() in imaging for t in asked) or any(
-        word in t.text for t in asked if t.chinese for word in chinese().imaging
-    )
+    strict = _is_imaging(asked)
     unknown = ""
     for i, token in enumerate([*given, Token("mark", "", "")]):
         if token.kind == "content" and token.chinese and token.group == "unknown":
@@ -422,6 +437,14 @@ def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Repo
                 report.added.append(Difference("word", token.text))
 
 
+def _is_imaging(asked: list[Token]) -> bool:
+    """Whether the prompt asks for a radiograph, a scan or the like."""
+    names = english().imaging | chinese().imaging
+    return any(t.text.lower() in names for t in asked) or any(
+        word in t.text for t in asked if t.chinese for word in chinese().imaging
+    )
+
+
 def _kept(run: str, text: str) -> bool:
     """Whether a run of Chinese is in the text, whole or with a short word set into it."""
     cuts = (re.escape(run[:i]) + ".{0,4}" + re.escape(run[i:]) for i in range(2, len(run) - 1))
@@ -433,6 +456,16 @@ def _the_material(row: list[Token], at: int) -> bool:
     after = row[at + 1] if at + 1 < len(row) else None
     alone = after is None or after.kind == "mark" and after.key != "hyphen" or after.group in BREAKS
     return row[at].group == "material" and at > 0 and row[at - 1].text.lower() == "the" and alone
+
+
+def _clause_on_picture(row: list[Token], at: int) -> bool:
+    """Whether the clause around this place speaks of light, composition or mood and of nothing else."""
+    ends = [i for i, t in enumerate(row) if t.kind == "mark" and t.key not in ("hyphen", "/", "\u3001")]
+    start = max((i for i in ends if i < at), default=-1) + 1
+    clause = row[start : min((i for i in ends if i > at), default=len(row))]
+    if any(t.kind in ("content", "quote") or t.group in PARTS or t.key in SURFACES for t in clause):
+        return False
+    return any(t.group in PICTURE for t in clause)
 
 
 def _refers(given: list[Token], at: int, asked: list[Token]) -> bool:

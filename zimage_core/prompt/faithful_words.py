@@ -36,6 +36,11 @@ class Words:
     irregular: dict[str, str]
     signs: dict[str, str]
     text_cues: frozenset[str]
+    refused: frozenset[str]
+    unhindering: frozenset[str]
+    refused_characters: frozenset[str] = frozenset()
+    heads: str = ""
+    soft: str = ""
     classifiers: str = ""
     connectors: str = ""
     body: str = ""
@@ -98,6 +103,8 @@ def english() -> Words:
         irregular,
         {k.strip(): v for k, v in data["signs"].items()},
         frozenset(_words(data["text_cues"])),
+        frozenset(stem(w, irregular) for row in data["refused"].values() for w in _words(row)),
+        frozenset(stem(w, irregular) for w in _words(data["unhindering"])),
     )
 
 
@@ -124,6 +131,11 @@ def chinese() -> Words:
         {},
         {k.strip(): v for k, v in data["signs"].items()},
         frozenset(_words(data["text_cues"])),
+        frozenset(_words(data["refused_words"])),
+        frozenset(_words(data["unhindering"])),
+        frozenset("".join(data["refused"].values())),
+        data["heads"],
+        data["soft"],
         data["classifiers"],
         data["connectors"],
         data["body"],
