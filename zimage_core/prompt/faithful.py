@@ -33,7 +33,18 @@ BACKDROPS = {
 LISTED = {"light", "texture", "size", "shared", "mood", "style", "describing"}  # go on after a comma
 PICTURE = {"light", "composition", "camera", "mood", "style"}
 PARTS = {"hypernym", "material", "texture", "pose"}  # these speak of the subject
-SURFACES = {"surfac", "edg", "outlin", "shap", "form", "body", "\u8868\u9762", "\u8fb9\u7f18", "\u8f6e\u5ed3", "\u5f62"}
+SURFACES = {
+    "surfac",
+    "edg",
+    "outlin",
+    "shap",
+    "form",
+    "body",
+    "\u8868\u9762",
+    "\u8fb9\u7f18",
+    "\u8f6e\u5ed3",
+    "\u5f62",
+}
 OPTICS = frozenset("wide long macro telephoto prime angle zoom short normal standard".split())
 LINKS = frozenset("in is are was were be of at as to".split())
 
@@ -67,7 +78,7 @@ def compare(prompt: str, answer: str, fixed: Sequence[str] = ()) -> Report:
     asked, words, scene = _read_prompt(prompt)
     given = tokens(answer, words)
     if not _is_imaging(asked):  # there an attribute of the picture is a finding
-        given = describe(given, {base(t.text) for t in asked}, prompt)
+        given = describe(given, {base(t.text) for t in asked})
     report = Report()
     for term in fixed:
         if _holds(prompt, term) and not _holds(answer, term):

@@ -15,29 +15,35 @@ from .faithful_text import Token
 from .faithful_words import base, chinese, english, english_class
 
 ADVERB = re.compile(r"\w{4,}ly$")
-ADJECTIVE = re.compile(r"\w{3,}(?:ish|ous|ive|ful|ic|ical|al|ary|ory|ant|ent|able|ible|esque|ate|ing|ed)$")
+ADJECTIVE = re.compile(r"\w{3,}(?:ish|ous|ive|ful|ic|ical|al|ary|ory|ant|ent|able|ible|esque|ing|ed)$")
 QUALITY = re.compile(r"\w{3,}(?:ness|ity|ence|ance|ism)$")  # a noun, but of no thing
+THING = re.compile(r"\w*(?:bed|seed|weed|reed|sled|spring|string|ling|wing|fish|fly|oness|board)s?$")
 PARTICIPLE = ("ing", "ed")
 PREFIXES = ("un", "over", "under", "dis", "semi", "half", "non")
 DETERMINERS = frozenset("the a an its each every this these their all any some".split())
-LINKS = frozenset("is are was were looks look feels feel remains remain stays stay appears seems keeps".split())
+LINKS = frozenset(
+    "is are was were looks look feels feel remains remain stays stay appears seems keeps".split()
+)
 JOINS = frozenset("and yet but or".split())
 SHOWS = {"light", "composition", "camera", "background", "texture", "style", "mood", "abstract", "picture"}
 SHOWS |= {"depiction", "phrase", "describing"}
 ENDS_PHRASE = {"function", "relation", "pose"}
 OF = "\u7684"
 OWN_CLASSES = {"depiction", "light", "composition", "camera", "texture", "style", "mood"}
-EXISTENCE = "\u6709\u662f\u7740\u89c1\u51fa\u4f34\u5e26\u542b\u9732\u73b0\u548c\u4e0e\u53ca"  # there is, shows, and
+MOVES = ("\u4ee4\u4eba", "\u5f15\u4eba", "\u8ba9\u4eba")  # makes one ... (wonder)
+EXISTENCE = (
+    "\u6709\u662f\u7740\u89c1\u51fa\u4f34\u5e26\u542b\u9732\u73b0\u548c\u4e0e\u53ca"  # there is, shows, and
+)
 
 
-def describe(row: list[Token], asked_stems: set[str], asked_text: str) -> list[Token]:
-    """The answer's tokens, where an unlisted word that may be added is an allowed word of class describing."""
+def describe(row: list[Token], asked_stems: set[str]) -> list[Token]:
+    """The answer's tokens; an unlisted word that may be added becomes an allowed one, of class describing."""
     out = list(row)
     for i, token in enumerate(row):
         if token.kind != "content" or token.name:
             continue
         if token.chinese:
-            fits = token.group == "unknown" and _chinese_fits(out, i, asked_text)
+            fits = token.group == "unknown" and _chinese_fits(out, i)
         else:
             known = base(token.text) in asked_stems
             fits = not known and _english_fits(out, i)
@@ -51,7 +57,22 @@ def refused(word: str) -> bool:
     """Whether an English word or what it is made of names a thing, a finding, an act or a colour."""
     word = word.lower()
     forms = {word, word.removesuffix("s")}
-    for ending in ("ly", "ily", "ally", "ness", "iness", "y", "ous", "al", "ic", "ish", "ed", "ing", "ment", "ive"):
+    for ending in (
+        "ly",
+        "ily",
+        "ally",
+        "ness",
+        "iness",
+        "y",
+        "ous",
+        "al",
+        "ic",
+        "ish",
+        "ed",
+        "ing",
+        "ment",
+        "ive",
+    ):
         if word.endswith(ending) and len(word) - len(ending) > 2:
             rest = word[: -len(ending)]
             forms |= {rest, rest + "y", rest + "e", rest[:-1] if rest[-1] == rest[-2] else rest}
@@ -64,7 +85,7 @@ def refused(word: str) -> bool:
 
 def _english_fits(row: list[Token], at: int) -> bool:
     word = row[at].text.lower()
-    if refused(word) or not word.isalpha():
+    if refused(word) or not word.isalpha() or THING.match(word):
         return False
     if ADVERB.match(word):
         return True
@@ -89,7 +110,8 @@ def _english_fits(row: list[Token], at: int) -> bool:
     text = last.text.lower() if last else ""
     if text in LINKS or text == "," or text in JOINS and len(before) > 1 and _shows(before[-2]):
         return True
-    return word.endswith(PARTICIPLE) and _shows(last) and text not in DETERMINERS
+    on_picture = last is not None and last.kind == "word" and last.group in OWN_CLASSES - {"depiction"}
+    return word.endswith(PARTICIPLE) and on_picture and text not in DETERMINERS
 
 
 def _of_light(row: list[Token], at: int) -> bool:
@@ -97,7 +119,9 @@ def _of_light(row: list[Token], at: int) -> bool:
 
 
 def _is_adverb(token: Token) -> bool:
-    return not token.chinese and bool(ADVERB.match(token.text.lower())) or token.text.lower() in ("very", "more")
+    return (
+        not token.chinese and bool(ADVERB.match(token.text.lower())) or token.text.lower() in ("very", "more")
+    )
 
 
 def _shows(token: Token | None) -> bool:
@@ -142,14 +166,18 @@ def _soft_characters() -> frozenset[str]:
     return frozenset(own | set(words.soft))
 
 
-def _chinese_fits(row: list[Token], at: int, asked_text: str) -> bool:
+def _chinese_fits(row: list[Token], at: int) -> bool:
     words, text = chinese(), row[at].text
+    if at and row[at - 1].text.endswith(MOVES) and words.refused_characters.isdisjoint(text):
+        return len(text) < 4
     if len(text) > 4 or not set(text) <= (_soft_characters() if len(text) > 1 else set(words.soft)):
         return False
     last = row[at - 1] if at else None
     after = row[at + 1] if at + 1 < len(row) else None
     following = row[at + 2] if at + 2 < len(row) else None
-    around = (last.text if last and last.chinese else "") + text + (after.text if after and after.chinese else "")
+    around = (
+        (last.text if last and last.chinese else "") + text + (after.text if after and after.chinese else "")
+    )
     if any(word in around for word in words.refused):
         return False
     subject = following if after and after.text == OF else after
