@@ -118,6 +118,10 @@ def test_equal_notation_is_the_same(prompt: str, answer: str):
             "Chest X-ray of an adult with a soft shadow.",
         ),  # a shadow is a finding here
         ("a ring", "A gold ring."),
+        ("a nurse with no mask", "A nurse with a mask."),
+        ("a pear", "A withered pear in soft light."),
+        ("a pear", "A pear. Beside it lies a lioness."),
+        ("a fox", "A fox leaping gracefully."),
         ("a vial", "A vial in the left hand."),
     ],
 )

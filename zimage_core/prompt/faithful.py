@@ -265,7 +265,7 @@ def _directions(asked: list[Token], given: list[Token], report: Report) -> None:
 def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
     """Each negation and the places of what it negates: to a preposition, or (wide) to the clause's end."""
     for i, token in enumerate(row):
-        if token.kind != "negation" or _unhindering(row, i):
+        if token.kind != "negation":
             continue
         found: set[int] = set()
         if token.text.lower() == "free" and i > 1 and row[i - 1].key == "hyphen":
@@ -304,9 +304,14 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
 
 
 def _unhindering(row: list[Token], at: int) -> bool:
-    """Without hiding the needle: says nothing about a needle."""
-    near = {t.key for t in row[at + 1 : at + 3] if t.kind in ("word", "content")}
-    return not near.isdisjoint(english().unhindering | chinese().unhindering)
+    """Whether the negation at this place is like "without hiding the needle": it denies no needle."""
+    after = row[at + 1] if at + 1 < len(row) else None
+    if after is None or after.key not in english().unhindering | chinese().unhindering:
+        return False
+    if after.chinese:
+        return row[at].text == "\u4e0d"
+    plain = after.text.lower() in ("unnecessary", "superfluous", "distracting")
+    return plain or row[at].text.lower() in ("without", "not") and after.text.lower().endswith("ing")
 
 
 def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
@@ -325,8 +330,8 @@ def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
     core_places = {j for _, places in core for j in places}
     affirmed = keys(asked, set(range(len(asked))) - wide - core_places)
     negated = keys(asked, core_places) - affirmed
-    given_wide = {j for _, places in _scopes(given, True) for j in places}
-    given_core = list(_scopes(given, False))
+    given_wide = {j for i, places in _scopes(given, True) if not _unhindering(given, i) for j in places}
+    given_core = [(i, places) for i, places in _scopes(given, False) if not _unhindering(given, i)]
     denied = keys(given, given_wide | {j for _, places in given_core for j in places})
     for i, places in core:
         missing = keys(asked, places) - affirmed - denied
