@@ -27,6 +27,10 @@ BACKDROPS = {
     "background",
     "backdrop",
     "sky",
+    "fog",
+    "mist",
+    "haz",
+    "\u96fe",
     "\u80cc\u666f",
     "\u5929\u7a7a",
 }  # the surroundings also when the prompt names them
@@ -45,7 +49,11 @@ SURFACES = {
     "\u8f6e\u5ed3",
     "\u5f62",
 }
+DETERMINES = frozenset(
+    ["no", "without", "free", "\u6beb\u65e0", "\u6ca1\u6709", "\u65e0"]
+)  # stand before what they negate
 OPTICS = frozenset("wide long macro telephoto prime angle zoom short normal standard".split())
+FRAME = frozenset("frame picture image composition shot format".split())
 LINKS = frozenset("in is are was were be of at as to".split())
 
 
@@ -89,6 +97,7 @@ def compare(prompt: str, answer: str, fixed: Sequence[str] = ()) -> Report:
     _directions(asked, given, report)
     _negations(asked, given, report)
     _counts(asked, given, report)
+    _another(asked, given, report)
     _content(asked, given, scene, report)
     report.lost = list(dict.fromkeys(report.lost))
     report.added = list(dict.fromkeys(report.added))
@@ -225,6 +234,8 @@ def _attributes(kind: str, asked: list[Token], given: list[Token], scene: _Scene
             or not (
                 scene.licences(given, a[2])
                 or _the_material(given, a[2])
+                or a[0].text.lower() in ("small", "tiny", "large", "big", "little")
+                and _in_frame(given, a[2])
                 or kind in ("size", "shared")
                 and _clause_on_picture(given, a[2])
             )
@@ -294,13 +305,23 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
                     break
             elif t.kind in ("content", "quote") or t.kind == "word" and t.group not in BREAKS:
                 found.add(j)
-        if not any(row[j].kind in ("content", "quote") for j in found):
+        blemish = token.text.lower() in DETERMINES and found and all(_negatable(row[j]) for j in found)
+        if not blemish and not any(row[j].kind in ("content", "quote") for j in found):
             for j in range(i - 1, -1, -1):
                 if row[j].kind == "mark" and row[j].key != "hyphen":
                     break
                 if row[j].kind in ("content", "quote"):
                     found.add(j)
         yield i, found
+
+
+def _negatable(token: Token) -> bool:
+    """Whether it names a blemish of the picture (glare, noise) or a quality of one."""
+    return token.key in english().negatable | chinese().negatable or token.group in (
+        "light",
+        "mood",
+        "texture",
+    )
 
 
 def _unhindering(row: list[Token], at: int) -> bool:
@@ -348,9 +369,7 @@ def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
         harmless = (
             not keys(given, places)
             and places
-            and all(
-                given[j].key in negatable or given[j].group in ("light", "mood", "texture") for j in places
-            )
+            and all(_negatable(given[j]) for j in places)
             and any(given[j].key in negatable for j in places)
         )
         if not (inside and inside <= allowed) and not harmless:
@@ -405,6 +424,17 @@ def _counts(asked: list[Token], given: list[Token], report: Report) -> None:
             many = shapes.get(key, set())
             if head and not _plural(head.text) and True in many and before.get(key) != many | {False}:
                 report_list.append(Difference("count", f"{token.text} {head.text}"))
+
+
+def _another(asked: list[Token], given: list[Token], report: Report) -> None:
+    """Beside it stands a nurse, after the nurse of the prompt: a second one."""
+    for i, token in enumerate(given[:-1]):
+        thing = given[i + 1]
+        if token.kind not in ("article", "one") or thing.kind != "content":
+            continue
+        told = any(t.kind == "content" and t.key.endswith(thing.key) for t in given[:i])
+        if told and sum(t.kind == "content" and thing.key in t.key for t in asked) < 2:
+            report.added.append(Difference("count", token.text + " " * (not thing.chinese) + thing.text))
 
 
 def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Report) -> None:
@@ -472,6 +502,18 @@ def _the_material(row: list[Token], at: int) -> bool:
     after = row[at + 1] if at + 1 < len(row) else None
     alone = after is None or after.kind == "mark" and after.key != "hyphen" or after.group in BREAKS
     return row[at].group == "material" and at > 0 and row[at - 1].text.lower() == "the" and alone
+
+
+def _in_frame(row: list[Token], at: int) -> bool:
+    """small in the lower part of the frame: a place in the composition, not an attribute of the subject."""
+    if at + 1 == len(row) or row[at + 1].text.lower() not in ("in", "within"):
+        return False
+    for token in row[at + 2 : at + 9]:
+        if token.text.lower() in FRAME:
+            return True
+        if token.kind in ("content", "quote") or token.kind == "mark":
+            return False
+    return False
 
 
 def _clause_on_picture(row: list[Token], at: int) -> bool:

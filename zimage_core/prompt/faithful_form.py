@@ -168,6 +168,8 @@ def _soft_characters() -> frozenset[str]:
 
 def _chinese_fits(row: list[Token], at: int) -> bool:
     words, text = chinese(), row[at].text
+    if text in words.compounds:  # a word of its own, whatever its characters say
+        return False
     if at and row[at - 1].text.endswith(MOVES) and words.refused_characters.isdisjoint(text):
         return len(text) < 4
     if len(text) > 4 or not set(text) <= (_soft_characters() if len(text) > 1 else set(words.soft)):
