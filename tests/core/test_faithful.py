@@ -12,10 +12,10 @@ Good answers that passed at first sight:
     third set     25 of 40 English, 18 of 40 Chinese
     fourth set    29 of 40 English, 24 of 40 Chinese
 
-The fourth is "test". On unseen answers expect the figures above: they, and not the 95 % asserted here, are the
-honest measure. After looking at its refusals, rules and lists were corrected by both parts, and three answers
-that were at fault were rewritten ("blue-free" and "violet-free" for a picture without these, a flame that the
-prompt has not). At first sight 2, 1, 1 and 0 spoiled answers of the four sets passed; none does now.
+The fourth is "test". On unseen answers expect the figures above: they, and not the 95 % asserted here, are
+the honest measure. After looking at its refusals, rules and lists were corrected by both parts, and three
+answers that were at fault were rewritten ("blue-free" and "violet-free" for a picture without these, a flame
+that the prompt has not). At first sight 2, 1, 1 and 0 spoiled answers of the four sets passed; none does now.
 A refused good answer costs another try or the plain prompt; a spoiled one that passes costs the
 truth.
 """
