@@ -23,8 +23,8 @@ END = "<|im_end|>"
 
 
 def requests(concepts: list[Concept], seed: int = 0) -> list[dict]:
-    """Per concept a prompt by keywords in each language that has any, and one by name, the languages in turn; on
-    any background.
+    """Per concept a prompt by keywords in each language that has any, and one by name, the languages in turn,
+    on any background.
     """
     palette, generator = colours(), torch.Generator().manual_seed(seed)
 
