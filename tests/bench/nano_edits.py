@@ -42,10 +42,14 @@ def drawing(picture: Picture, drawings: Tensor) -> Tensor:
     return with_small(drawings[[picture.concept]], drawings[[picture.second]])[0]
 
 
-def paint(picture: Picture, drawings: Tensor) -> Tensor:
-    """The picture itself [3,H,W] in [0,1]."""
-    pixels = on_background(drawing(picture, drawings)[None], colours()[picture.colour].pixel)
-    return (pixels[0] + 1) / 2
+def paint(pictures: list[Picture], drawings: Tensor) -> Tensor:
+    """The pictures themselves [N,3,H,W] in [0,1]."""
+    things = drawings[[picture.concept for picture in pictures]].clone()
+    pairs = [i for i, picture in enumerate(pictures) if picture.second is not None]
+    if pairs:
+        things[pairs] = with_small(things[pairs], drawings[[pictures[i].second for i in pairs]])
+    backgrounds = torch.stack([colours()[picture.colour].pixel for picture in pictures])
+    return (on_background(things, backgrounds) + 1) / 2
 
 
 def alpha(picture: Picture, drawings: Tensor, grow: int) -> Tensor:
@@ -65,12 +69,10 @@ def is_right(edit: Edit, image: Tensor, drawings: Tensor) -> bool:
         return shows_colour(image, edit.after.colour)
     if edit.kind in ("swap", "recolour"):
         return nearest_concept(image, drawings) == edit.after.concept
-    others = [Picture(edit.before.concept, edit.before.colour, i) for i in range(len(drawings))]
-    corner = (slice(None), SMALL_BOX, SMALL_BOX)
-    errors = torch.stack(
-        [(image - paint(other, drawings))[corner].square().mean() for other in others]
-        + [(image - paint(edit.before, drawings))[corner].square().mean()]  # nothing was added
-    )
+    before = edit.before
+    others = [Picture(before.concept, before.colour, i) for i in (*range(len(drawings)), None)]  # or nothing
+    corner = (..., SMALL_BOX, SMALL_BOX)
+    errors = (paint(others, drawings)[corner] - image[corner]).square().mean((1, 2, 3))
     return int(errors.argmin()) == edit.after.second
 
 
@@ -95,7 +97,7 @@ def edit_rows(
 ) -> tuple[list, tuple]:
     """Rows, and (edits, references, pictures, which are right) for the contact sheet."""
     asked = requests(concepts)
-    before = torch.stack([paint(edit.before, drawings) for edit in asked])
+    before = paint([edit.before for edit in asked], drawings)
     images = torch.cat(
         [
             editor(before[i : i + batch], [edit.instruction for edit in asked[i : i + batch]])

@@ -61,9 +61,8 @@ def regional_rows(pipe: ZImagePipeline, concepts: list[Concept], drawings: Tenso
     for number, wanted in enumerate(asked):
         first, colour, second = wanted.after.concept, wanted.after.colour, wanted.after.second
         # the last one: nothing is there
-        seconds = [paint(Picture(first, colour, i), drawings) for i in (*range(len(concepts)), None)]
-        firsts = [paint(Picture(i, colour, second), drawings) for i in range(len(concepts))]
-        seconds, firsts = torch.stack(seconds), torch.stack(firsts)
+        seconds = paint([Picture(first, colour, i) for i in (*range(len(concepts)), None)], drawings)
+        firsts = paint([Picture(i, colour, second) for i in range(len(concepts))], drawings)
         for i, images in enumerate(drawn):
             inside[i] += nearest(images[number], seconds, box) == second
             outside[i] += nearest(images[number], firsts, ~box) == first
