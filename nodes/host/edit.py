@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +16,13 @@ from ...zimage_core.edit_plan import Plan
 from ...zimage_core.guidance import Guidance
 from ...zimage_core.inpaint import composite, feathered, fitted_mask, grown, latent_mask, padded
 from ...zimage_core.schedule import strength_sigmas
+from .encodings import encode, tokens_of
 from .flowedit import FlowEditGuider, FlowEditSampler
 from .guider import reference_guider
 from .omni import omni_conditioning
 from .sampling import sample
 
 REFERENCES = ("reference_latents", "reference_latents_text_embeds", "clip_vision_outputs")
-KEPT = 4  # texts per CLIP: source, target, negative, and one before
-_encoded: weakref.WeakKeyDictionary[Any, dict[str, list]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -128,19 +126,14 @@ def _plain(parts: Parts, image: Tensor, masked: bool, plan: Plan, run: Sampling)
 
 
 def encoded(clip: Any, text: str) -> list:
-    """The CONDITIONING of a text. The latest of each CLIP are kept as long as it is, so that another seed or
-    mask does not bring the text encoder back onto the card.
+    """The CONDITIONING of a text; kept, so that another seed or mask does not bring the text encoder back
+    onto the card.
     """
     if clip is None:
         raise ValueError(
             "clip is empty: the checkpoint that it comes from has no text encoder. Use the Z-Image loader."
         )
-    known = _encoded.setdefault(clip, {})
-    if text not in known:
-        if len(known) >= KEPT:
-            del known[next(iter(known))]
-        known[text] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return known[text]
+    return encode(clip, tokens_of(clip, text))
 
 
 def differential(model: Any) -> Any:

@@ -37,6 +37,11 @@ def test_normal_asks_once_and_tells_what_was_lost() -> None:
     assert enhance(Request("a fox", "standard"), Answers("")).text is None
 
 
+def test_faithful_refuses_what_cannot_be_compared() -> None:
+    request = Request("a fox", "faithful", language="zh", faithful=True)
+    assert enhance(request, Answers(*3 * [CHINESE])).text is None
+
+
 def test_faithful_asks_with_the_next_seeds() -> None:
     write = Answers("A dog.", "<think>hm", "A fox.")
     outcome = enhance(Request("a fox", "faithful", faithful=True, fixed=("fox",), seed=LARGEST_SEED), write)

@@ -221,9 +221,9 @@ def test_a_batch_by_flowedit_is_edited_one_by_one(server, edit, inputs):
 def test_strengths_between_two_steps_differ(server, edit):
     """The 8-step grid starts at 5/8 for both of these; here each starts where it says."""
     made = [
-        picture(server, server.run(edit(instruction=FOX, route="img2img", strength=s))) for s in (0.58, 0.61)
+        picture(server, server.run(edit(instruction=FOX, route="img2img", strength=s))) for s in (0.51, 0.62)
     ]
-    assert difference(*made) > 0.05
+    assert difference(*made) > 0.2
 
 
 def test_guidance_is_for_both_prompts(server, edit):

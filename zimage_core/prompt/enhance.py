@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .answer import AnswerError, read_answer
 from .faithful import compare
-from .messages import AUTO, Message, compose, language_of
+from .messages import AUTO, Message, compose
 
 ATTEMPTS = 3  # a faithful answer is asked for with so many seeds
 MOST_TOLD = 5  # complaints about one answer
@@ -78,12 +78,12 @@ def enhance(request: Request, write: Write) -> Outcome:
 
 
 def _complaints(request: Request, answer: str) -> list[str]:
-    """What a faithful answer would have kept or left out. Only the fixed terms count in normal mode, and
-    where the answer has another language than the prompt: words cannot be compared then.
+    """What a faithful answer would have kept or left out; an answer in another language than the prompt's
+    cannot be compared and is not faithful. Only the fixed terms count in normal mode.
     """
     lost = [term for term in request.fixed if term not in answer]
     complaints = [f"lost: {', '.join(lost)}"] if lost else []
-    if request.faithful and request.language in (AUTO, language_of(request.prompt)):
+    if request.faithful:
         asked = "\n".join((request.prompt, *(term for term in request.fixed if term not in request.prompt)))
         found = compare(asked, answer).explain().splitlines()
         complaints += found[:MOST_TOLD]
