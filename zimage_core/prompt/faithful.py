@@ -14,47 +14,16 @@ from functools import lru_cache
 
 from .faithful_form import describe
 from .faithful_text import Token, chinese_words, take_quotes, tokens
-from .faithful_words import base, chinese, english
+from .faithful_words import base, chinese, either, english
 
 # Classes of words that the writer may leave out or replace: they say how to show, not what.
 DROPPABLE = {"function", "picture", "camera", "apparatus", "phrase", "mood"}
 # What may be added to the scene (a grey background, light from the left) but not to the subject.
 SCENE_ONLY = {"colour", "side", "size", "material", "shared"}
 BREAKS = {"function", "picture", "depiction", "pose", "relation"}
-OF = "\u7684"  # joins an attribute to its noun
-LIGHT_PARTICLES = (OF, "\u4e86", "\u7740")  # stand between a word and its noun and say nothing
-BACKDROPS = {
-    "background",
-    "backdrop",
-    "sky",
-    "fog",
-    "mist",
-    "haz",
-    "\u96fe",
-    "\u80cc\u666f",
-    "\u5929\u7a7a",
-}  # the surroundings also when the prompt names them
 LISTED = {"light", "texture", "size", "shared", "mood", "style", "describing"}  # go on after a comma
 PICTURE = {"light", "composition", "camera", "mood", "style"}
 PARTS = {"hypernym", "material", "texture", "pose"}  # these speak of the subject
-SURFACES = {
-    "surfac",
-    "edg",
-    "outlin",
-    "shap",
-    "form",
-    "body",
-    "\u8868\u9762",
-    "\u8fb9\u7f18",
-    "\u8f6e\u5ed3",
-    "\u5f62",
-}
-DETERMINES = frozenset(
-    ["no", "without", "free", "\u6beb\u65e0", "\u6ca1\u6709", "\u65e0"]
-)  # stand before what they negate
-OPTICS = frozenset("wide long macro telephoto prime angle zoom short normal standard".split())
-FRAME = frozenset("frame picture image composition shot format".split())
-LINKS = frozenset("in is are was were be of at as to".split())
 
 
 @dataclass(frozen=True)
@@ -85,8 +54,7 @@ def compare(prompt: str, answer: str, fixed: Sequence[str] = ()) -> Report:
     """What an answer lost from the prompt and what it added. fixed: terms kept letter by letter."""
     asked, words, scene = _read_prompt(prompt)
     given = tokens(answer, words)
-    if not _is_imaging(asked):  # there an attribute of the picture is a finding
-        given = describe(given, {base(t.text) for t in asked})
+    given = describe(given, {base(t.text) for t in asked}, _is_imaging(asked))
     report = Report()
     for term in fixed:
         if _holds(prompt, term) and not _holds(answer, term):
@@ -98,6 +66,7 @@ def compare(prompt: str, answer: str, fixed: Sequence[str] = ()) -> Report:
     _negations(asked, given, report)
     _counts(asked, given, report)
     _another(asked, given, report)
+    _states(asked, given, report)
     _content(asked, given, scene, report)
     report.lost = list(dict.fromkeys(report.lost))
     report.added = list(dict.fromkeys(report.added))
@@ -113,7 +82,7 @@ def _holds(text: str, term: str) -> bool:
 def _quotes(prompt: str, answer: str, asked: list[Token], report: Report) -> None:
     before, after = take_quotes(prompt)[1], take_quotes(answer)[1]
     report.lost += [Difference("quoted text", q) for q in before if q not in after]
-    cues = english().text_cues | chinese().text_cues
+    cues = either("text_cues")
     cued = any(t.text.lower() in cues for t in asked)
     for quote in after:
         named = all(t.name for t in tokens("x " + quote)[1:] if t.kind != "mark")
@@ -125,10 +94,10 @@ class _Scene:
     """Knows which words name the surroundings and not the subject of this prompt."""
 
     def __init__(self, asked: list[Token]):
-        used = {t.key for t in asked if t.kind == "word" and t.key not in BACKDROPS}
+        used = {t.key for t in asked if t.kind == "word" and t.key not in either("backdrops")}
         runs = [t.text for t in asked if t.kind == "content" and t.chinese]
-        used |= {w for w in chinese().scene if any(run.endswith(w) for run in runs)}
-        self.words = (english().scene | chinese().scene) - used
+        used |= {w for w in chinese().lists["scene"] if any(run.endswith(w) for run in runs)}
+        self.words = (either("scene")) - used
 
     def licences(self, row: list[Token], at: int) -> bool:
         """True where the attribute at this place describes the surroundings: its noun is one of them, or it
@@ -141,10 +110,10 @@ class _Scene:
             listed = token.key == "," and after and after.group in LISTED
             if token.kind == "mark" and token.key != "hyphen" and not listed:
                 break
-            if self._is_scene(token):
+            if self._is_scene(token) or row[at].kind == "side" and token.group == "light" and token.chinese:
                 return True
             of_frame = row[at].kind == "side" and token.text.lower() in ("of", "the")
-            if token.group in BREAKS and not of_frame and token.text not in LIGHT_PARTICLES:
+            if token.group in BREAKS and not of_frame and token.text not in either("particles"):
                 break
         for token in reversed(row[max(0, at - 8) : at]):
             if token.text.lower() in ("on", "against"):
@@ -177,11 +146,17 @@ def _heads(row: list[Token], at: int) -> set[str]:
     """The content that an attribute describes: what follows it in its phrase, else what it closes."""
     found: set[str] = set()
     joined = False
+    last = row[at - 1] if at else None
+    if last and row[at].kind == "number" and " " in row[at].key:
+        if last.kind == "content" and last.chinese:  # the depth of the water 2500 m
+            return _keys(last)
+        if last.text.lower() == "at":  # a condition, not an attribute
+            return found
     for token in row[at + 1 :]:
         if token.kind == "content":
             found |= _keys(token)
         elif (
-            token.key in ("hyphen", OF)
+            token.key in ("hyphen", chinese().particles["of"])
             or token.kind in ("colour", "number", "side", "article", "one")
             and not found
         ):
@@ -192,6 +167,8 @@ def _heads(row: list[Token], at: int) -> set[str]:
             continue
         else:
             break
+    if found and row[at].kind == "colour" and last and last.kind == "content" and last.chinese:
+        found |= _keys(last)  # mint green
     if found or joined:
         return found
     for token in reversed(row[:at]):
@@ -200,7 +177,7 @@ def _heads(row: list[Token], at: int) -> set[str]:
         elif found or token.kind == "mark" and token.key != "hyphen":
             break
         elif (
-            token.text.lower() not in LINKS
+            token.text.lower() not in either("attributive")
             and token.group not in ("picture", "depiction", "pose")
             and not token.chinese
         ):
@@ -287,7 +264,7 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
             continue
         for j in range(i + 1, len(row)):
             t = row[j]
-            if t.kind == "mark" and t.key not in ("hyphen", "/", "\u3001"):
+            if t.kind == "mark" and t.key not in ("hyphen", "/", chinese().particles["list"]):
                 later = next(
                     (
                         x.text.lower()
@@ -301,11 +278,14 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
             elif t.text.lower() in ("and", "but", "with", "while") or t.kind == "negation":
                 break
             elif t.group in ("function", "relation") and found and not wide and t.key not in ("or", "nor"):
-                if not t.chinese or t.text not in "\u548c\u4e0e\u53ca\u6216":
+                if not t.chinese or t.text not in either("alternatives"):
                     break
             elif t.kind in ("content", "quote") or t.kind == "word" and t.group not in BREAKS:
                 found.add(j)
-        blemish = token.text.lower() in DETERMINES and found and all(_negatable(row[j]) for j in found)
+        if not found:  # no sprinkles: a verb's form names the thing
+            near = range(i + 1, min(i + 3, len(row)))
+            found = {j for j in near if row[j].group == "depiction" and not row[j].chinese}
+        blemish = token.text.lower() in either("determines") and found and all(_negatable(row[j]) for j in found)
         if not blemish and not any(row[j].kind in ("content", "quote") for j in found):
             for j in range(i - 1, -1, -1):
                 if row[j].kind == "mark" and row[j].key != "hyphen":
@@ -317,7 +297,7 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
 
 def _negatable(token: Token) -> bool:
     """Whether it names a blemish of the picture (glare, noise) or a quality of one."""
-    return token.key in english().negatable | chinese().negatable or token.group in (
+    return token.key in either("negatable") or token.group in (
         "light",
         "mood",
         "texture",
@@ -327,10 +307,10 @@ def _negatable(token: Token) -> bool:
 def _unhindering(row: list[Token], at: int) -> bool:
     """Whether the negation at this place is like "without hiding the needle": it denies no needle."""
     after = row[at + 1] if at + 1 < len(row) else None
-    if after is None or after.key not in english().unhindering | chinese().unhindering:
+    if after is None or after.key not in either("unhindering"):
         return False
     if after.chinese:
-        return row[at].text == "\u4e0d"
+        return row[at].text == chinese().particles["not"]
     plain = after.text.lower() in ("unnecessary", "superfluous", "distracting")
     return plain or row[at].text.lower() in ("without", "not") and after.text.lower().endswith("ing")
 
@@ -342,7 +322,9 @@ def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
     def told(row: list[Token], places: Iterable[int]) -> set[str]:
         """With the allowed words and colours: without text, no blue veil."""
         described = {
-            row[j].key for j in places if row[j].kind in ("word", "colour") and row[j].group not in BREAKS
+            row[j].key
+            for j in places
+            if row[j].kind in ("word", "colour") and row[j].group not in BREAKS - {"depiction"}
         }
         return keys(row, places) | described
 
@@ -363,7 +345,7 @@ def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
     if negated & outside:
         report.lost.append(Difference("negation", ", ".join(sorted(negated & outside))))
     allowed = told(asked, wide | core_places)
-    negatable = english().negatable | chinese().negatable
+    negatable = either("negatable")
     for i, places in given_core:
         inside = told(given, places)
         harmless = (
@@ -437,6 +419,23 @@ def _another(asked: list[Token], given: list[Token], report: Report) -> None:
             report.added.append(Difference("count", token.text + " " * (not thing.chinese) + thing.text))
 
 
+def _states(asked: list[Token], given: list[Token], report: Report) -> None:
+    """The cork still in, the lights off: a word of place that closes a phrase says how the thing is."""
+
+    def closing(row: list[Token]) -> dict[str, str]:
+        after = [*row[1:], None]
+        return {
+            token.text.lower(): token.text
+            for token, following in zip(row, after, strict=True)
+            if token.text.lower() in either("states")
+            and (following is None or following.key in (",", ".", ";", "and"))
+        }
+
+    for word, text in closing(asked).items():
+        if word not in closing(given):
+            report.lost.append(Difference("word", text))
+
+
 def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Report) -> None:
     asked_text = {t.text for t in asked}
     asked_stems = {base(t.text) for t in asked}
@@ -457,7 +456,7 @@ def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Repo
         elif token.kind == "word" and token.group not in DROPPABLE | SCENE_ONLY:
             if token.key not in given_stems and token.key not in given_chinese:
                 report.lost.append(Difference("word", token.text))
-    read_as_finding = english().ambiguous | chinese().ambiguous
+    read_as_finding = either("ambiguous")
     strict = _is_imaging(asked)
     unknown = ""
     for i, token in enumerate([*given, Token("mark", "", "")]):
@@ -485,9 +484,9 @@ def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Repo
 
 def _is_imaging(asked: list[Token]) -> bool:
     """Whether the prompt asks for a radiograph, a scan or the like."""
-    names = english().imaging | chinese().imaging
+    names = either("imaging")
     return any(t.text.lower() in names for t in asked) or any(
-        word in t.text for t in asked if t.chinese for word in chinese().imaging
+        word in t.text for t in asked if t.chinese for word in chinese().lists["imaging"]
     )
 
 
@@ -509,7 +508,7 @@ def _in_frame(row: list[Token], at: int) -> bool:
     if at + 1 == len(row) or row[at + 1].text.lower() not in ("in", "within"):
         return False
     for token in row[at + 2 : at + 9]:
-        if token.text.lower() in FRAME:
+        if not either("frame").isdisjoint(token.text.lower().split()):
             return True
         if token.kind in ("content", "quote") or token.kind == "mark":
             return False
@@ -518,10 +517,10 @@ def _in_frame(row: list[Token], at: int) -> bool:
 
 def _clause_on_picture(row: list[Token], at: int) -> bool:
     """Whether the clause around this place speaks of light, composition or mood and of nothing else."""
-    ends = [i for i, t in enumerate(row) if t.kind == "mark" and t.key not in ("hyphen", "/", "\u3001")]
+    ends = [i for i, t in enumerate(row) if t.kind == "mark" and t.key not in ("hyphen", "/", chinese().particles["list"])]
     start = max((i for i in ends if i < at), default=-1) + 1
     clause = row[start : min((i for i in ends if i > at), default=len(row))]
-    if any(t.kind in ("content", "quote") or t.group in PARTS or t.key in SURFACES for t in clause):
+    if any(t.kind in ("content", "quote") or t.group in PARTS or t.key in either("surfaces") for t in clause):
         return False
     return any(t.group in PICTURE for t in clause)
 
@@ -529,11 +528,11 @@ def _clause_on_picture(row: list[Token], at: int) -> bool:
 def _refers(given: list[Token], at: int, asked: list[Token]) -> bool:
     """Whether a general noun (the animal, the liquid) speaks of what the prompt has, and adds nothing."""
     before = [t.text.lower() for t in given[max(0, at - 3) : at]]
-    if given[at].group == "apparatus" and not OPTICS.isdisjoint(before):
+    if given[at].group == "apparatus" and not either("optics").isdisjoint(before):
         return True
     if not given[at].chinese:
-        return bool({"the", "its", "this", "these", "each", "their"} & set(before))
-    if given[at].text[-1] in chinese().body:
+        return not either("definite").isdisjoint(before)
+    if given[at].text[-1] in chinese().lists["body"]:
         return any(given[at].text[0] in t.text for t in asked)
     last = given[at - 1] if at else None
-    return last is None or last.kind not in ("article", "number") and last.text not in chinese().adding
+    return last is None or last.kind not in ("article", "number") and last.text not in chinese().lists["adding"]

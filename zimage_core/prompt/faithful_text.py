@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from .faithful_words import base, chinese, english, english_class
+from .faithful_words import base, chinese, either, english, english_class
 
 # Opening and closing marks: straight and curly double, German, guillemets, corner brackets, book title marks.
 PAIRS = (
@@ -31,13 +31,12 @@ QUOTED = re.compile(
     "|".join(f"{re.escape(a)}([^{re.escape(a + b)}]*){re.escape(b)}" for a, b in PAIRS) + "|" + SINGLE
 )
 LONGEST = 12  # characters of a word from the lists or the prompt
-POINT, OF, PERCENT, HALF, ONE = "\u70b9", "\u5206\u4e4b", "\u767e\u5206\u4e4b", "\u534a", "\u4e00"
 QUOTE_MARK = "\ue000"  # private use: stands for the n-th quote while the rest is read
 SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")
 VULGAR = re.compile("([\u00bc-\u00be\u2150-\u215e])")
 CJK = "\u3400-\u4dbf\u4e00-\u9fff"
 FIRST_WORD = re.compile("[A-Za-z]+")
-ENDS_IN_WORD = re.compile("[A-Za-z0-9-]")
+ENDS_IN_WORD = re.compile("[A-Za-z0-9-]| (?:left|right)\\b")  # at the bottom right is another place
 CJK_RUN = re.compile(f"[{CJK}]+")
 DASH = re.compile("[\u2010-\u2015\u2212\ufe63\uff0d]")
 
@@ -96,14 +95,15 @@ def _number_words(text: str) -> Fraction | None:
 
 def _chinese_value(text: str) -> Fraction | None:
     """Value of a Chinese or mixed numeral; None where it is none."""
-    table = chinese().numbers
+    table, particles = chinese().numbers, chinese().particles
+    share, point = particles["share"], particles["point"]
     if text in table:
         return Fraction(table[text])
-    if OF in text:
-        below, above = (_chinese_value(part) for part in text.split(OF, 1))
+    if share in text:
+        below, above = (_chinese_value(part) for part in text.split(share, 1))
         return above / below if below and above is not None else None
-    if POINT in text:
-        whole, decimals = text.split(POINT, 1)
+    if point in text:
+        whole, decimals = text.split(point, 1)
         value = _chinese_value(whole)
         return None if value is None else value + Fraction("0." + "".join(table[c] for c in decimals))
     parts = re.findall(r"\d+(?:\.\d+)?|.", text)
@@ -150,13 +150,14 @@ def _patterns() -> _Patterns:
     numerals = "".join(c for c in zh.numbers if len(c) == 1)
     fixed = _alternatives(w for w in zh.numbers if len(w) > 1)
     digit = rf"[{numerals}\d]"
+    per, point, share = (zh.particles[name] for name in ("per", "point", "share"))
     return _Patterns(
         digits=re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.:/]\d+)*"),
         number_words=re.compile(rf"{several}(?:(?:-|\s+|\s+and\s+(?:a\s+)?)(?:{several}))*", re.IGNORECASE),
         sign=re.compile(rf"(?:{_alternatives(en.signs)})\s*|{_alternatives(zh.signs)}", re.IGNORECASE),
-        unit=re.compile(rf"(?:\s|-)?({unit})(?:\s*(?:/|per\s|\u6bcf)\s*({unit}))?|\s*([%x])(?![A-Za-z0-9])"),
+        unit=re.compile(rf"(?:\s|-)?({unit})(?:\s*(?:/|per\s|{per})\s*({unit}))?|\s*([%x])(?![A-Za-z0-9])"),
         word=re.compile(r"[^\W\d_][^\W_]*(?:(?:[&'./+_-]|&amp;)[^\W_]+)*[+]?|\d[^\W_]*(?:[-/.+_&][^\W_]+)*"),
-        numeral=re.compile(rf"{fixed}|{digit}+(?:\.\d+)?(?:{POINT}{digit}+)?{digit}*(?:{OF}{digit}+)?"),
+        numeral=re.compile(rf"{fixed}|{digit}+(?:\.\d+)?(?:{point}{digit}+)?{digit}*(?:{share}{digit}+)?"),
     )
 
 
@@ -331,7 +332,7 @@ class _Scanner:
         known = english_class(word) if not capital else None
         if lower == "free" and not self._denies():
             self._add("content" if not known else "word", word, base(word), known or "")
-        elif lower in words.negations or lower.endswith("n't"):
+        elif lower in words.lists["negations"] or lower.endswith("n't"):
             self._add("negation", word, "not")
         elif lower in words.colours and (not word[0].isupper() or first):
             self._add("colour", word, words.colours[lower])
@@ -364,7 +365,7 @@ class _Scanner:
                 and kind == "word"
                 and group != "size"
                 and len(text) == 1
-                and text not in chinese().connectors
+                and text not in chinese().lists["connectors"]
             ):  # a one-character word beside content belongs to it
                 after = i + 1 < len(segments) and segments[i + 1][0] == "content"
                 if (last and last.kind == "content") or after:
@@ -390,7 +391,7 @@ def _numeral(text: str, at: int) -> tuple[Fraction, int] | None:
 
 def _without_last_verb(token: Token) -> list[Token]:
     """A cat sleeps (on): the noun is a word of its own."""
-    if token.kind != "content" or len(token.text) < 2 or token.text[-1] not in chinese().verbs:
+    if token.kind != "content" or len(token.text) < 2 or token.text[-1] not in chinese().lists["verbs"]:
         return [token]
     return [replace(token, text=t, key=t) for t in (token.text[:-1], token.text[-1])]
 
@@ -404,10 +405,11 @@ def _substrings(prompt_words: frozenset[str]) -> frozenset[str]:
 
 def _candidates(run: str, at: int, known: frozenset[str]) -> list[tuple[int, int, str, str, str]]:
     """What can stand at this place: (end, cost, kind, key, group)."""
-    words, found = chinese(), [(at + 1, 40, "content", run[at], "unknown")]
+    words, particles = chinese(), chinese().particles
+    found = [(at + 1, 40, "content", run[at], "unknown")]
     for end in range(at + 1, min(len(run), at + LONGEST) + 1):
         piece = run[at:end]
-        if piece in words.negations:
+        if piece in words.lists["negations"]:
             found.append((end, 10, "negation", "not", ""))
         elif piece in words.colours:
             found.append((end, 10, "colour", words.colours[piece], ""))
@@ -415,23 +417,23 @@ def _candidates(run: str, at: int, known: frozenset[str]) -> list[tuple[int, int
             found.append((end, 10, "side", words.sides[piece], ""))
         elif piece in words.classes:
             found.append((end, 10, "word", piece, words.classes[piece]))
-        elif piece in words.compounds:
+        elif piece in words.lists["compounds"]:
             found.append((end, 9, "content", piece, "" if piece in known else "unknown"))
         if piece in known:
             found.append((end, 10, "content", piece, ""))
         if piece in words.phrases:
             found.append((end, 9, "word", piece, "phrase"))
-    if run[at] == ONE and at + 1 < len(run) and run[at + 1] in words.classifiers:
+    if run[at] == particles["one"] and at + 1 < len(run) and run[at + 1] in words.lists["classifiers"]:
         found.append((at + 2, 9, "article", "1", ""))
-    share = run.startswith(PERCENT, at)
-    if numeral := _numeral(run, at + len(PERCENT) * share):
+    share = run.startswith(particles["percent"], at)
+    if numeral := _numeral(run, at + len(particles["percent"]) * share):
         value, end = numeral
         unit, after = ("%", end) if share else _unit_at(run, end)
-        if not unit and after < len(run) and run[after] in words.classifiers:
+        if not unit and after < len(run) and run[after] in words.lists["classifiers"]:
             after += 1
-        if run.startswith(HALF, after) and value >= 1:
+        if run.startswith(particles["half"], after) and value >= 1:
             value, after = value + Fraction(1, 2), after + 1
-        if run[at:after] == ONE:
+        if run[at:after] == particles["one"]:
             found.append((after, 11, "article", "1", ""))
         else:
             found.append((after, 10, "number", _canonical(value, unit, ""), ""))
@@ -462,7 +464,7 @@ def _ranges(tokens: list[Token]) -> list[Token]:
     for i in range(len(out) - 2):
         a, between, b = out[i : i + 3]
         if a.kind == b.kind == "number" and " " not in a.key and " " in b.key:
-            if between.text in ("-", "~", "to", "\u81f3", "\u5230"):
+            if between.text in ("-", "~", "to") or between.text in either("reach"):
                 out[i] = Token("number", a.text, a.key + b.key[b.key.index(" ") :], chinese=a.chinese)
     return out
 

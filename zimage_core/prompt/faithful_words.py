@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,43 +19,25 @@ COMPARABLE = {"light", "texture", "composition", "mood"}
 @dataclass(frozen=True)
 class Words:
     """One language. classes: word (English: stem) -> class; forms: word as listed -> class; phrases: fixed
-    expressions without content, by their first word, longest first.
+    expressions without content, by their first word, longest first; particles: what one character of grammar
+    is called -> the character; lists: the sets of words (English: stems where so grouped) and characters.
     """
 
     classes: dict[str, str]
     forms: dict[str, str]
     phrases: dict[str, tuple[str, ...]]
     numbers: dict[str, str]
+    signs: dict[str, str]
     units: dict[str, str]
     colours: dict[str, str]
     sides: dict[str, str]
-    negations: frozenset[str]
-    scene: frozenset[str]
-    imaging: frozenset[str]
-    ambiguous: frozenset[str]
-    negatable: frozenset[str]
     irregular: dict[str, str]
-    signs: dict[str, str]
-    text_cues: frozenset[str]
-    refused: frozenset[str]
-    unhindering: frozenset[str]
-    refused_characters: frozenset[str] = frozenset()
-    heads: str = ""
-    soft: str = ""
-    classifiers: str = ""
-    connectors: str = ""
-    body: str = ""
-    verbs: str = ""
-    compounds: frozenset[str] = frozenset()
-    adding: str = ""
-    opposites: dict[str, str] | None = None
+    opposites: dict[str, str]
+    particles: dict[str, str]
+    lists: dict[str, frozenset[str]]
 
 
-def _read(language: str) -> dict:
-    return json.loads((FOLDER / f"faithful_{language}.json").read_text(encoding="utf-8"))
-
-
-def _words(lines: list[str]) -> list[str]:
+def _words(lines: Iterable[str]) -> list[str]:
     """The words of a list that is wrapped to lines."""
     return " ".join(lines).split()
 
@@ -64,86 +47,65 @@ def _aliases(table: dict[str, str]) -> dict[str, str]:
     return {a.replace("_", " "): key for key, row in table.items() for a in [key, *row.split()]}
 
 
-@lru_cache(maxsize=8192)
-def base(word: str) -> str:
-    """The stem of an English word."""
-    return stem(word, english().irregular)
+def _read(language: str) -> Words:
+    data = json.loads((FOLDER / f"faithful_{language}.json").read_text(encoding="utf-8"))
+    irregular = _aliases(data.get("irregular", {}))
 
+    def key(word: str) -> str:
+        return stem(word, irregular) if language == "en" else word
 
-@lru_cache
-def english() -> Words:
-    data = _read("en")
-    irregular = _aliases(data["irregular"])
     classes: dict[str, str] = {}
     forms: dict[str, str] = {}
-    for name, row in data["classes"].items():
-        for word in _words(row):
-            classes.setdefault(stem(word, irregular), name)
+    for name, rows in data["classes"].items():
+        for word in _words(rows):
+            classes.setdefault(key(word), name)
             forms.setdefault(word, name)
     phrases: dict[str, tuple[str, ...]] = {}
     for phrase in sorted(data["phrases"], key=len, reverse=True):
         first = re.split(r"[\s'-]", phrase)[0]
         phrases[first] = (*phrases.get(first, ()), phrase)
-    stems = {
-        k: frozenset(stem(w, irregular) for w in _words(data[k])) for k in ("scene", "ambiguous", "negatable")
-    }
+    lists = {name: frozenset(_words(rows)) for name, rows in data["lists"].items()}
+    lists |= {name: frozenset(key(w) for w in _words(rows)) for name, rows in data.get("stems", {}).items()}
+    lists |= {name: frozenset("".join(rows)) for name, rows in data.get("characters", {}).items()}
+    refused = " ".join(row for rows in data["refused"].values() for row in rows)
+    lists["refused"] = frozenset(map(key, refused.split()) if language == "en" else refused.replace(" ", ""))
+    opposites = data.get("opposites", {})
     return Words(
         classes,
         forms,
         phrases,
         data["numbers"],
+        {sign.strip(): value for sign, value in data["signs"].items()},
         _aliases(data["units"]),
         _aliases(data["colours"]),
         _aliases(data["sides"]),
-        frozenset(_words(data["negations"])),
-        stems["scene"],
-        frozenset(_words(data["imaging"])),
-        stems["ambiguous"],
-        stems["negatable"],
         irregular,
-        {k.strip(): v for k, v in data["signs"].items()},
-        frozenset(_words(data["text_cues"])),
-        frozenset(stem(w, irregular) for row in data["refused"].values() for w in _words(row)),
-        frozenset(stem(w, irregular) for w in _words(data["unhindering"])),
+        opposites | {b: a for a, b in opposites.items()},
+        data.get("particles", {}),
+        lists,
     )
 
 
 @lru_cache
+def english() -> Words:
+    return _read("en")
+
+
+@lru_cache
 def chinese() -> Words:
-    data = _read("zh")
-    classes: dict[str, str] = {}
-    for name, row in data["classes"].items():
-        for word in _words(row):
-            classes.setdefault(word, name)
-    return Words(
-        classes,
-        classes,
-        {phrase: (phrase,) for phrase in data["phrases"]},
-        data["numbers"],
-        _aliases(data["units"]),
-        _aliases(data["colours"]),
-        _aliases(data["sides"]),
-        frozenset(_words(data["negations"])),
-        frozenset(_words(data["scene"])),
-        frozenset(_words(data["imaging"])),
-        frozenset(_words(data["ambiguous"])),
-        frozenset(_words(data["negatable"])),
-        {},
-        {k.strip(): v for k, v in data["signs"].items()},
-        frozenset(_words(data["text_cues"])),
-        frozenset(_words(data["refused_words"])),
-        frozenset(_words(data["unhindering"])),
-        frozenset("".join(data["refused"].values())),
-        data["heads"],
-        data["soft"],
-        data["classifiers"],
-        data["connectors"],
-        data["body"],
-        data["verbs"],
-        frozenset(_words(data["compounds"])),
-        data["adding"],
-        data["opposites"] | {b: a for a, b in data["opposites"].items()},
-    )
+    return _read("zh")
+
+
+@lru_cache
+def either(name: str) -> frozenset[str]:
+    """A list of both languages."""
+    return english().lists.get(name, frozenset()) | chinese().lists.get(name, frozenset())
+
+
+@lru_cache(maxsize=8192)
+def base(word: str) -> str:
+    """The stem of an English word."""
+    return stem(word, english().irregular)
 
 
 def stem(word: str, irregular: dict[str, str]) -> str:
