@@ -531,7 +531,9 @@ def _refers(given: list[Token], at: int, asked: list[Token]) -> bool:
     if given[at].group == "apparatus" and not either("optics").isdisjoint(before):
         return True
     if not given[at].chinese:
-        return not either("definite").isdisjoint(before)
+        kinds = english().kinds.get(given[at].key)
+        meant = kinds is None or any(base(t.text) in kinds for t in asked)
+        return meant and not either("definite").isdisjoint(before)
     if given[at].text[-1] in chinese().lists["body"]:
         return any(given[at].text[0] in t.text for t in asked)
     last = given[at - 1] if at else None

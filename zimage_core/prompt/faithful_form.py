@@ -129,7 +129,7 @@ def _may_describe(token: Token) -> bool:
     word = token.text.lower()
     if token.name or word in english().lists["attributes"]:
         return not token.name
-    known_y = word.endswith("y") and bool(english_class(word[:-1]) or english_class(word[:-2]))
+    known_y = word.endswith("y") and len(word) > 4 and bool(english_class(word[:-1]) or english_class(word[:-2]))
     return not refused(word) and (known_y or bool(ADJECTIVE.match(word) or ADVERB.match(word)))
 
 

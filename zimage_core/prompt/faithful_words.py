@@ -20,7 +20,7 @@ COMPARABLE = {"light", "texture", "composition", "mood"}
 class Words:
     """One language. classes: word (English: stem) -> class; forms: word as listed -> class; phrases: fixed
     expressions without content, by their first word, longest first; particles: what one character of grammar
-    is called -> the character; lists: the sets of words (English: stems where so grouped) and characters.
+    is called -> the character; kinds: general noun -> what it can speak of; lists: the sets of words (English: stems where so grouped) and characters.
     """
 
     classes: dict[str, str]
@@ -33,6 +33,7 @@ class Words:
     sides: dict[str, str]
     irregular: dict[str, str]
     opposites: dict[str, str]
+    kinds: dict[str, frozenset[str]]
     particles: dict[str, str]
     lists: dict[str, frozenset[str]]
 
@@ -81,6 +82,7 @@ def _read(language: str) -> Words:
         _aliases(data["sides"]),
         irregular,
         opposites | {b: a for a, b in opposites.items()},
+        {key(kind): frozenset(map(key, row.split())) for kind, row in data.get("kinds", {}).items()},
         data.get("particles", {}),
         lists,
     )
@@ -144,6 +146,8 @@ def english_class(word: str) -> str | None:
     """The class of an allowed word in any form, also -ly and -ness; -er and -est where that adds nothing."""
     words = english()
     lower = word.lower()
+    if lower in words.lists["lookalikes"]:
+        return None
     found = words.forms.get(lower) or words.forms.get(lower.removesuffix("s"))
     if found or len(lower) < 6:  # short stems are shared by too many words: hop and hope
         return found
