@@ -3,21 +3,19 @@
 faithful_cases.json holds prompts with a good answer each and spoils: [kind, old, new], replaced in it. More
 spoils are made here from its lists of objects, findings, numbers, names and texts that no prompt has.
 
-The part "dev" was used to make the lists and rules. Four sets were written in turn to measure them; each was
-looked at after its first run, rules and lists were corrected by it, and all but the last became "dev" then.
-Good answers that passed at first sight:
+The part "dev" was used to make the lists and rules. Sets written by somebody who had not seen the guard
+measured it at first sight (good answers that passed); each was then used to correct lists and rules:
 
-    first set     23 of 30 English, 25 of 30 Chinese
-    second set    17 of 41 English,  5 of 41 Chinese (some of its answers added nouns, and were rewritten)
-    third set     25 of 40 English, 18 of 40 Chinese
-    fourth set    29 of 40 English, 24 of 40 Chinese
+    four earlier sets   between 17 of 41 and 25 of 30 in English, 5 of 41 and 25 of 30 in Chinese
+    fifth set           5 of 40 in English, 4 of 40 in Chinese; 3 spoiled answers passed
+    sixth set, "test"   9 of 40 in English, 0 of 40 in Chinese; no spoiled answer passed
 
-The fourth is "test". On unseen answers expect the figures above: they, and not the 95 % asserted here, are
-the honest measure. After looking at its refusals, rules and lists were corrected by both parts, and three
-answers that were at fault were rewritten ("blue-free" and "violet-free" for a picture without these, a flame
-that the prompt has not). At first sight 2, 1, 1 and 0 spoiled answers of the four sets passed; none does now.
-A refused good answer costs another try or the plain prompt; a spoiled one that passes costs the
-truth.
+These figures, and not the 95 % asserted here, are the honest measure: the last two sets are written in a
+rich style, and what no list holds is refused. After the run lists and rules were corrected by each set, and
+of its answers 38 and 49 were rewritten: they named a new thing, a part or a finding, often in a comparison,
+or said plainly what the guard cannot know to be harmless. Spoils that only a refused word had kept from
+passing came to light then, 16 in the sixth set; none passes now. A refused good answer costs another try or
+the plain prompt; a spoiled one that passes costs the truth.
 """
 
 from __future__ import annotations
@@ -42,7 +40,8 @@ def spoils(case: dict) -> list[tuple[str, str]]:
     random_ = random.Random(case["id"])
     made = [(kind, case["answer"].replace(old, new, 1)) for kind, old, new in case["spoils"]]
     for kind, (things, sentences) in FILE["added"][case["language"]].items():
-        thing = random_.choice([t for t in things if t not in case["prompt"]])
+        new = [t for t in things if t not in case["prompt"] and t.split()[-1] not in case["prompt"]]
+        thing = random_.choice(new)
         made.append((kind, case["answer"] + random_.choice(sentences).replace("{}", thing)))
     for match in re.finditer(r"(?<![\w.])\d+(?![\w.])", case["answer"]):
         other = str(int(match[0]) + random_.randint(1, 9))
@@ -82,6 +81,24 @@ def test_no_spoiled_answer_passes(part: str):
         for kind, answer in spoils(case)
         if judge(case, answer).ok
     ]
+    assert not passed
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_no_new_noun_passes_anywhere(language: str):
+    nouns = " ".join(FILE["nouns"][language]).split()
+    assert len(nouns) >= 200
+    seed = 20
+    random_ = random.Random(seed)
+    passed = []
+    for case in CASES:
+        prompt, answer = case["prompt"].lower(), case["answer"]
+        new = [n for n in nouns if (n[:4] not in prompt if language == "en" else set(n).isdisjoint(prompt))]
+        noun, phrase = random_.choice(new), random_.choice(FILE["beside"][language])
+        at = random_.choice([m.start() for m in re.finditer(r"[,.;](?=\s|$)|[\uff0c\u3002\uff1b]", answer)])
+        added = answer[:at] + phrase.format(noun) + answer[at:]
+        if case["language"] == language and judge(case, added).ok:
+            passed.append((seed, case["id"], added))
     assert not passed
 
 

@@ -167,8 +167,8 @@ def _heads(row: list[Token], at: int) -> set[str]:
             continue
         else:
             break
-    if found and row[at].kind == "colour" and last and last.kind == "content" and last.chinese:
-        found |= _keys(last)  # mint green
+    if found and last and last.kind == "content" and last.chinese:
+        found |= _keys(last)  # mint green, lid open
     if found or joined:
         return found
     for token in reversed(row[:at]):
@@ -193,7 +193,9 @@ def _attributes(kind: str, asked: list[Token], given: list[Token], scene: _Scene
     """Numbers, colours, sides, sizes and materials stay with what they describe; none is added."""
 
     def fits(a: tuple[Token, set[str]], b: tuple[Token, set[str]]) -> bool:
-        return a[0].key == b[0].key and (not a[1] or not b[1] or bool(a[1] & b[1]))
+        if a[0].key != b[0].key or not a[1] or not b[1]:
+            return a[0].key == b[0].key
+        return len(a[1] & b[1]) >= max(1, *(len(heads & b[1]) for _, heads in before))
 
     before = [(asked[i], _heads(asked, i)) for i in _of_kind(kind, asked)]
     after = [(given[i], _heads(given, i), i) for i in _of_kind(kind, given)]
@@ -218,8 +220,12 @@ def _attributes(kind: str, asked: list[Token], given: list[Token], scene: _Scene
             )
         ):
             report.added.append(Difference(kind_name, a[0].text))
-    order_before = list(dict.fromkeys(t.key for t, heads in before if not heads))
-    order_after = [k for k in dict.fromkeys(t.key for t, heads, _ in own if not heads) if k in order_before]
+    alike = [heads for _, heads in before]
+    unclear = {t.key for t, heads in before if not heads or kind == "side" and alike.count(heads) > 1}
+    order_before = list(dict.fromkeys(t.key for t, _ in before if t.key in unclear))
+    order_after = [
+        k for k in dict.fromkeys(t.key for t, heads, _ in own if not heads or kind == "side") if k in unclear
+    ]
     order_before = [k for k in order_before if k in order_after]
     if order_before != order_after:
         report.lost.append(Difference(f"order of the {kind}s", ", ".join(order_before)))
@@ -239,14 +245,14 @@ def _directions(asked: list[Token], given: list[Token], report: Report) -> None:
             if t.kind == "content" and t.chinese
             for i in range(len(t.text) - 1)
         ]
-        return [(p[0], p[1]) for p in joined + inside if p[0] in chinese().opposites]
+        return [(p[0], p[1]) for p in joined + inside if p[0] in either("directions")]
 
     before, after = pairs(asked), pairs(given)
     for direction, noun in before:
-        if (direction, noun) not in after:
+        if direction in chinese().opposites and (direction, noun) not in after:
             report.lost.append(Difference("side", direction + noun))
     for direction, noun in after:
-        if (direction, noun) not in before and (chinese().opposites[direction], noun) in before:
+        if (direction, noun) not in before and any(named == noun for _, named in before):
             report.added.append(Difference("side", direction + noun))
 
 
@@ -284,9 +290,9 @@ def _scopes(row: list[Token], wide: bool) -> Iterator[tuple[int, set[int]]]:
                 found.add(j)
         if not found:  # no sprinkles: a verb's form names the thing
             near = range(i + 1, min(i + 3, len(row)))
-            found = {j for j in near if row[j].group == "depiction" and not row[j].chinese}
-        blemish = token.text.lower() in either("determines") and found and all(_negatable(row[j]) for j in found)
-        if not blemish and not any(row[j].kind in ("content", "quote") for j in found):
+            found = {j for j in near if row[j].group in ("depiction", "picture")}
+        determines = token.text.lower() in either("determines") and found
+        if not determines and not any(row[j].kind in ("content", "quote") for j in found):
             for j in range(i - 1, -1, -1):
                 if row[j].kind == "mark" and row[j].key != "hyphen":
                     break
@@ -324,7 +330,7 @@ def _negations(asked: list[Token], given: list[Token], report: Report) -> None:
         described = {
             row[j].key
             for j in places
-            if row[j].kind in ("word", "colour") and row[j].group not in BREAKS - {"depiction"}
+            if row[j].kind in ("word", "colour") and row[j].group not in BREAKS - {"depiction", "picture"}
         }
         return keys(row, places) | described
 
@@ -422,18 +428,18 @@ def _another(asked: list[Token], given: list[Token], report: Report) -> None:
 def _states(asked: list[Token], given: list[Token], report: Report) -> None:
     """The cork still in, the lights off: a word of place that closes a phrase says how the thing is."""
 
-    def closing(row: list[Token]) -> dict[str, str]:
-        after = [*row[1:], None]
-        return {
-            token.text.lower(): token.text
-            for token, following in zip(row, after, strict=True)
-            if token.text.lower() in either("states")
-            and (following is None or following.key in (",", ".", ";", "and"))
-        }
+    def closing(row: list[Token]) -> list[tuple[str, Token]]:
+        after = [*(t.key for t in row[1:]), "."]
+        before = ["", *(t.key for t in row)]
+        ends = [key in (",", ".", ";", "and") for key in after]
+        rows = zip(before, row, ends, strict=False)
+        return [(key, t) for key, t, end in rows if end and t.text.lower() in either("states")]
 
-    for word, text in closing(asked).items():
-        if word not in closing(given):
-            report.lost.append(Difference("word", text))
+    pairs = {(a.key, b.text.lower()) for a, b in zip(given, given[1:], strict=False)}
+    kept = {token.text.lower() for _, token in closing(given)}
+    for key, token in closing(asked):
+        if token.text.lower() not in kept and (key, token.text.lower()) not in pairs:
+            report.lost.append(Difference("word", token.text))
 
 
 def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Report) -> None:
@@ -452,6 +458,9 @@ def _content(asked: list[Token], given: list[Token], scene: _Scene, report: Repo
                 report.lost.append(Difference("name", token.text))
         elif token.kind == "content":
             if base(token.text) not in given_stems:
+                report.lost.append(Difference("word", token.text))
+        elif token.group == "phrase" and token.key.replace(" ", "_") in either("kept"):
+            if all(t.key != token.key for t in given):
                 report.lost.append(Difference("word", token.text))
         elif token.kind == "word" and token.group not in DROPPABLE | SCENE_ONLY:
             if token.key not in given_stems and token.key not in given_chinese:
@@ -517,7 +526,11 @@ def _in_frame(row: list[Token], at: int) -> bool:
 
 def _clause_on_picture(row: list[Token], at: int) -> bool:
     """Whether the clause around this place speaks of light, composition or mood and of nothing else."""
-    ends = [i for i, t in enumerate(row) if t.kind == "mark" and t.key not in ("hyphen", "/", chinese().particles["list"])]
+    ends = [
+        i
+        for i, t in enumerate(row)
+        if t.kind == "mark" and t.key not in ("hyphen", "/", chinese().particles["list"])
+    ]
     start = max((i for i in ends if i < at), default=-1) + 1
     clause = row[start : min((i for i in ends if i > at), default=len(row))]
     if any(t.kind in ("content", "quote") or t.group in PARTS or t.key in either("surfaces") for t in clause):
@@ -537,4 +550,6 @@ def _refers(given: list[Token], at: int, asked: list[Token]) -> bool:
     if given[at].text[-1] in chinese().lists["body"]:
         return any(given[at].text[0] in t.text for t in asked)
     last = given[at - 1] if at else None
-    return last is None or last.kind not in ("article", "number") and last.text not in chinese().lists["adding"]
+    return (
+        last is None or last.kind not in ("article", "number") and last.text not in chinese().lists["adding"]
+    )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from .faithful_text import Token
-from .faithful_words import base, chinese, either, english, english_class
+from .faithful_words import base, chinese, english, english_class
 
 ADVERB = re.compile(r"\w{4,}ly$")
 ADJECTIVE = re.compile(r"\w{3,}(?:ish|ous|ive|ful|ic|ical|al|ary|ory|ant|ent|able|ible|esque|ing|ed)$")
@@ -91,6 +91,8 @@ def _english_fits(row: list[Token], at: int) -> bool:
     phrase = _phrase_after(row, at)
     if any(t.kind == "content" and not _may_describe(t) or t.group == "hypernym" for t in phrase):
         return False
+    if word.endswith("ing") and last and last.kind == "content":
+        return False  # an act of the subject
     shown = [t for t in phrase if _shows(t)]
     if shown:  # a curve or an edge can be the subject's
         return listed or any(t.key not in lists["contours"] for t in shown)
@@ -129,7 +131,9 @@ def _may_describe(token: Token) -> bool:
     word = token.text.lower()
     if token.name or word in english().lists["attributes"]:
         return not token.name
-    known_y = word.endswith("y") and len(word) > 4 and bool(english_class(word[:-1]) or english_class(word[:-2]))
+    known_y = (
+        word.endswith("y") and len(word) > 4 and bool(english_class(word[:-1]) or english_class(word[:-2]))
+    )
     return not refused(word) and (known_y or bool(ADJECTIVE.match(word) or ADVERB.match(word)))
 
 

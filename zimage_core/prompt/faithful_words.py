@@ -20,7 +20,8 @@ COMPARABLE = {"light", "texture", "composition", "mood"}
 class Words:
     """One language. classes: word (English: stem) -> class; forms: word as listed -> class; phrases: fixed
     expressions without content, by their first word, longest first; particles: what one character of grammar
-    is called -> the character; kinds: general noun -> what it can speak of; lists: the sets of words (English: stems where so grouped) and characters.
+    is called -> the character; kinds: general noun -> what it can speak of; lists: sets of words (English:
+    stems, where the file says so) and of characters.
     """
 
     classes: dict[str, str]
