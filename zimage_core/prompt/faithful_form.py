@@ -82,7 +82,7 @@ def _english_fits(row: list[Token], at: int) -> bool:
     listed = word in lists["attributes"]
     if not listed and (refused(word) or not word.isalpha() or THING.match(word)):
         return False
-    if ADVERB.match(word) or QUALITY.match(word) or _sensed(row, at):
+    if ADVERB.match(word) or QUALITY.match(word):
         return True
     if after and after.text.lower() == "of" and _of_light(row, at + 2):
         return True  # bands of brightness
@@ -156,12 +156,6 @@ def _phrase_after(row: list[Token], at: int) -> list[Token]:
     return found
 
 
-def _sensed(row: list[Token], at: int) -> bool:
-    """A sense of ..., an air of ...: names a feeling."""
-    near = [t.text.lower() for t in row[max(0, at - 4) : at]]
-    return "of" in near and not english().lists["sensed"].isdisjoint(near)
-
-
 @lru_cache
 def _soft_characters() -> frozenset[str]:
     """The characters that the allowed words of depiction, light and composition are made of."""
@@ -170,11 +164,6 @@ def _soft_characters() -> frozenset[str]:
     counts = Counter(c for w, group in words.classes.items() if group in own for c in set(w))
     common = {c for c, n in counts.items() if n >= 2}
     return frozenset(common - words.lists["refused"] | words.lists["soft"])
-
-
-def _reduplicated(text: str) -> bool:
-    """Adjectives of the forms ABB and AABB."""
-    return len(text) in (3, 4) and text[-1] == text[-2] and (len(text) == 3 or text[0] == text[1])
 
 
 def _chinese_fits(row: list[Token], at: int) -> bool:
@@ -186,8 +175,6 @@ def _chinese_fits(row: list[Token], at: int) -> bool:
         return len(text) < 4
     if len(text) == 2 and text[0] in lists["acts"] and text[1] in lists["complements"]:
         return True  # what light does: falls in, spreads over
-    if _reduplicated(text) and lists["refused"].isdisjoint(text):
-        return True
     if len(text) > 4 or not set(text) <= (_soft_characters() if len(text) > 1 else lists["soft"]):
         return False
     last = row[at - 1] if at else None
