@@ -16,6 +16,10 @@ of its answers 38 and 49 were rewritten: they named a new thing, a part or a fin
 or said plainly what the guard cannot know to be harmless. Spoils that only a refused word had kept from
 passing came to light then, 16 in the sixth set; none passes now. A refused good answer costs another try or
 the plain prompt; a spoiled one that passes costs the truth.
+
+So the template asks for plain words about how the picture is taken. Its part "plain" holds sentences that
+such a writer adds, written by somebody who knew the template and not the guard: at first sight, after random
+prompts of the corpus, 86 % passed in English and 87 % in Chinese. Nothing was corrected by them.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from zimage_core.prompt.faithful import compare
 
 FILE = json.loads(Path(__file__).with_name("faithful_cases.json").read_text(encoding="utf-8"))
 CASES = FILE["cases"]
+PLAIN_SHARE = 0.85
 GOOD_SHARE = {"dev": 0.95, "test": 0.95}  # of the good answers of each language
 
 
@@ -70,6 +75,16 @@ def test_good_answers_pass(part: str, language: str):
     failed = {case["id"]: judge(case, case["answer"]).explain() for case in cases}
     failed = {name: why for name, why in failed.items() if why}
     assert len(cases) - len(failed) >= GOOD_SHARE[part] * len(cases), failed
+
+
+@pytest.mark.parametrize("language, stop", [("en", ". "), ("zh", "\u3002")])
+def test_plain_words_about_the_picture_pass_after_any_prompt(language: str, stop: str):
+    seed = 0
+    random_ = random.Random(seed)
+    cases = [case for case in CASES if case["language"] == language]
+    tried = [(random_.choice(cases), said) for said in FILE["plain"][language] for _ in range(10)]
+    passed = [judge(case, case["prompt"].rstrip("." + stop) + stop + said).ok for case, said in tried]
+    assert sum(passed) >= PLAIN_SHARE * len(tried), (seed, sum(passed), len(tried))
 
 
 @pytest.mark.parametrize("part", GOOD_SHARE)
