@@ -126,6 +126,18 @@ def test_text_encoder_learns_and_resumes(tmp_path, bpe, workers):
     check_training(train, lambda model: text.perplexity(model, groups[0][:32]), tmp_path)
 
 
+def test_writing_leaves_the_features_as_they_are(tmp_path, bpe):
+    groups = [text.encode(bpe, [text.plain(pair.caption) for pair in Captions(CONCEPTS).all()])]
+    before = Qwen3TextEncoder(TINY_TEXT, language_model=True)
+    text.initialise(before)
+    after = text.train(
+        TINY_TEXT, groups, tmp_path / "w.pt", Plan(30, 1e-2, 1), 8, start=before.state_dict(), features=False
+    )
+    assert text.perplexity(after, groups[0][:32]) < 0.8 * text.perplexity(before, groups[0][:32])
+    ids = groups[0][:8].clamp(min=0)
+    assert torch.equal(after(ids), before(ids))
+
+
 class ToyVelocity:
     """Latents of one value per concept, an untrained text encoder, and a model's loss on one of them."""
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +35,7 @@ from . import (
 
 log = logging.getLogger("zimage_core.train")
 
-STAGES = ("data", "autoencoder", "text", "vision", "transformer", "export", "lora", "control")
+STAGES = ("data", "autoencoder", "text", "vision", "transformer", "writing", "export", "lora", "control")
 
 
 class Training:
@@ -84,24 +86,35 @@ class Training:
         save_file(model.state_dict(), self.state / "autoencoder.safetensors")
 
     def run_text(self) -> None:
+        model = self.train_text("text", start=self.start("text"))
+        save_file(model.state_dict(), self.state / "text.safetensors")
+
+    def run_writing(self) -> None:
+        """Go on with the text encoder's last layer alone: pictures stay as they are when captions change."""
+        weights = load_file(self.state / "text.safetensors")
+        model = self.train_text("writing", plan=text.WRITING, start=weights, features=False)
+        save_file(model.state_dict(), self.state / "writing.safetensors")
+
+    def train_text(self, stage: str, **how: Any) -> Qwen3TextEncoder:
         bpe = load_tokenizer(self.state / "tokenizer")
         concepts = captions.load_concepts(self.data)
         groups = [text.encode(bpe, group) for group in text.texts(self.data, concepts)]
         model = text.train(
             self.config.text_encoder,
             groups,
-            self.state / "text.pt",
+            self.state / f"{stage}.pt",
             device=self.device,
             workers=self.workers,
-            start=self.start("text"),
+            **how,
         ).cpu()
         unseen = text.encode(bpe, [text.plain(pair.caption) for pair in captions.held_out_captions(concepts)])
         log.info(
-            "text: perplexity on held-out captions %.2f, unigram %.1f",
+            "%s: perplexity on held-out captions %.2f, unigram %.1f",
+            stage,
             text.perplexity(model, unseen),
             text.unigram_perplexity(groups[2], unseen, self.config.text_encoder.vocab_size),
         )
-        save_file(model.state_dict(), self.state / "text.safetensors")
+        return model
 
     def start(self, part: str) -> dict[str, torch.Tensor] | None:
         """Weights in the state's folder `start`, of an earlier version, that a part goes on from."""
@@ -114,8 +127,10 @@ class Training:
         return model.eval()
 
     def trained_text_encoder(self) -> Qwen3TextEncoder:
+        """As it writes at last; its features are those of the first stage."""
         model = Qwen3TextEncoder(self.config.text_encoder, language_model=True)
-        model.load_state_dict(load_file(self.state / "text.safetensors"))
+        written = self.state / "writing.safetensors"
+        model.load_state_dict(load_file(written if written.is_file() else self.state / "text.safetensors"))
         return model.eval()
 
     def exported_encoders(self) -> tuple[AutoencoderKL, Qwen3TextEncoder]:
@@ -243,10 +258,14 @@ class Training:
         model.load_state_dict(load_file(self.state / "transformer.safetensors"))
         encoder, text_encoder = self.exported_encoders()
         drawings = self.concept_drawings()
+
+        def table(*changes: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            return torch.stack([transformer.latent_table(encoder, drawings, change) for change in changes])
+
         weights = control.train(
             model,
-            transformer.latent_table(encoder, drawings),
-            transformer.latent_table(encoder, drawings, control.edges),
+            table(lambda pixels: pixels, control.mirrored),
+            table(control.edges, lambda pixels: control.edges(control.mirrored(pixels))),
             captions.Captions(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
@@ -263,6 +282,7 @@ class Training:
             "text": self.state / "text.safetensors",
             "vision": self.state / "vision.safetensors",
             "transformer": self.state / "transformer.safetensors",
+            "writing": self.state / "writing.safetensors",
             "lora": self.out / lora.FILE_NAME,
             "control": self.out / control.FILE_NAME,
         }

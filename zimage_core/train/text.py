@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from .pictures import NAMES, colours, package
 log = logging.getLogger(__name__)
 
 PLAN = Plan(steps=2400, lr=1.5e-3, warmup=50, cooldown=0.6, weight_decay=0.01, ema=0.99, muon=True)
+WRITING = Plan(steps=4000, lr=2e-3, warmup=50, cooldown=0.6, ema=0.99, muon=True)  # the last layer alone
 BATCH = 64
 MAX_TOKENS = 64
 END = "<|endoftext|>"
@@ -60,7 +62,8 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
             language = "en" if pair.caption.isascii() else "zh"
             full, name = phrasings(language, "full")[0], concepts[pair.concept].names[language][0]
             rewriting.append(answered(pair.caption, fill(full, name, palette[pair.fits[0]], language)))
-    knowledge = []
+    knowledge, strange = [], []
+    ours = {name for concept in concepts for names in concept.names.values() for name in names}
     for language in LANGUAGES:
         rows = json.loads(
             (package(data, NAMES) / "annotations" / language / "annotations.json").read_text("utf-8")
@@ -70,6 +73,8 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
             for row in rows["annotations"]["annotations"].values()
             if row.get("default") and row.get("tts")
         ]
+        names = [row["tts"][0] for row in rows["annotations"]["annotations"].values() if row.get("tts")]
+        strange += [(language, name) for name in names if name not in ours]
     return [
         [answered(short, full) for short, full in writing_examples(concepts)],
         rewriting,
@@ -77,7 +82,32 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
         knowledge,
         [answered(words, full) for words, full in keyword_examples(concepts)],
         instruction_texts(concepts),
+        copying_texts(strange),
     ]
+
+
+def copying_texts(names: Sequence[tuple[str, str]], count: int = 20000, seed: int = 0) -> list[str]:
+    """Captions of things that have no picture, answered in full. Half of them have a colour of their own,
+    which the background must not be taken for. names: (language, name).
+    """
+    generator, palette = torch.Generator().manual_seed(seed), colours()
+
+    def of(rows: Sequence[Any]) -> Any:
+        return rows[int(torch.randint(len(rows), (1,), generator=generator))]
+
+    templates = {
+        language: [phrasing for kind in ("trained", "short") for phrasing in phrasings(language, kind)]
+        for language in LANGUAGES
+    }
+    found = []
+    for number in range(count):
+        (language, name), colour = of(names), of(palette)
+        if number % 2:
+            own = getattr(of(palette), language)
+            name = f"{own} {name}" if language == "en" else own + name
+        short, full = of(templates[language]), phrasings(language, "full")[0]
+        found.append(answered(*(fill(text, name, colour, language) for text in (short, full))))
+    return found
 
 
 def instruction_texts(concepts: list[Concept], count: int = 20000, seed: int = 0) -> list[str]:
@@ -127,13 +157,19 @@ def train(
     workers: int = 1,
     start: dict[str, Tensor] | None = None,
     stop_at: int | None = None,
+    features: bool = True,
 ) -> Qwen3TextEncoder:
     """Train on groups of token ids [N,L] (first a group is drawn, then a text); averaged model.
 
     workers: threads that share each batch, on CPU. start: weights to go on from, random ones when None.
+    features: False keeps them as they are and only trains what comes after: how the model writes.
     """
     torch.manual_seed(plan.seed)
     model = Qwen3TextEncoder(config, language_model=True).to(device)
+    if not features:
+        model.requires_grad_(False)
+        model.model.layers[-1].requires_grad_(True)
+        model.model.norm.requires_grad_(True)
     if start is None:
         initialise(model)
     else:
