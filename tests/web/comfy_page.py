@@ -160,6 +160,12 @@ class ComfyPage:
             self.page.wait_for_timeout(100)
         return absent
 
+    def bring_into_view(self, node_id: int) -> None:
+        """A canvas loads the pictures of a node when it first draws it."""
+        self.page.evaluate(
+            "id => app.canvas.centerOnNode(app.graph.nodes.find(node => node.id == id))", node_id
+        )
+
     def pictures(self, node_id: int | str) -> list[str]:
         """The addresses of the pictures on a node that are loaded and shown."""
         if self.nodes_2:

@@ -18,6 +18,7 @@ def ids_of(workflow: dict, *types: str) -> list[int]:
 
 def wait_for_picture(comfy, node_id: int) -> None:
     """Until a node shows a finished picture (previews have addresses of another kind)."""
+    comfy.bring_into_view(node_id)
     for _ in range(600):
         if any("/view?" in address for address in comfy.pictures(node_id)):
             return
