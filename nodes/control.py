@@ -26,7 +26,8 @@ class ZImageControlLoader(ZImagePartLoader):
                     "control",
                     options=choices("control"),
                     tooltip="The control, from models/model_patches or models/controlnet: bf16, fp16, fp32 "
-                    "or fp8. It belongs to the transformer that it was trained for, Turbo or Base.",
+                    "or fp8. It belongs to the transformer that it was trained for, Turbo or Base; the "
+                    "built-in one, for edges, to the built-in transformer.",
                 )
             ],
             outputs=[CONTROL.Output(display_name="control", tooltip="For Z-Image Control.")],

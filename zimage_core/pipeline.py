@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .autoencoder import AutoencoderKL
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
+from .control import Control
 from .guidance import Guidance
 from .prompt.template import TEMPLATE, apply_template, load_tokenizer, split_prompt, tokenise_texts
 from .reference_image import prepare_reference
@@ -188,6 +189,7 @@ class ZImagePipeline:
         max_sequence_length: int | None = REFERENCE_MAX_TOKENS,
         image: Any = None,
         regions: Sequence[tuple[str | list[str], Tensor]] = (),
+        controls: Sequence[Control] = (),
         system_prompt: str = "",
         template: str = TEMPLATE,
     ) -> PipelineOutput:
@@ -203,6 +205,7 @@ class ZImagePipeline:
         callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
         regions: prompts for a part of the pictures, one or as many as prompts, and how much they count where:
         [h, w] in 0 to 1, of any size.
+        controls: control networks with their pictures' latents, for guided steps both ways.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
@@ -247,6 +250,7 @@ class ZImagePipeline:
             callback,
             references,
             placed,
+            controls,
         )
         return PipelineOutput(self._output(x, output_type))
 
@@ -260,6 +264,7 @@ class ZImagePipeline:
         callback: Progress | None,
         references: dict[str, list[Tensor]],
         regions: list[Region],
+        controls: Sequence[Control],
     ) -> Tensor:
         dtype = self.transformer.x_pad_token.dtype
         shared = TimestepMemo()
@@ -275,6 +280,7 @@ class ZImagePipeline:
                 run_memo=memos[id(captions)],
                 **references,
                 regions=regions,
+                controls=controls,
             )
 
         for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):

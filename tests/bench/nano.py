@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tests.bench.judge import nearest_concept, shows_colour
+from tests.bench.nano_control import control_rows
 from tests.bench.nano_edits import edit_rows, edit_sheet
 from tests.bench.nano_prompts import prompt_rows
 from tests.bench.nano_regional import regional_rows
@@ -32,7 +33,7 @@ from zimage_core.train.captions import (
     load_concepts,
     phrasings,
 )
-from zimage_core.weights import load_text_encoder
+from zimage_core.weights import load_control, load_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Nano:
             torch_dtype=torch.float32,
             vision=NANO / "vision.safetensors",
         )
+        self.control = load_control(NANO / "control.safetensors", dtype=torch.float32)
         self.size = json.loads((NANO / "config.json").read_text("utf-8"))["resolution"]
         self.writer = load_text_encoder(
             NANO / "text_encoder.safetensors", dtype=torch.float32, language_model=True
@@ -235,6 +237,7 @@ def run(json_path: Path | None = None, sheet: Path | None = None) -> list[dict]:
         rows += prompt_rows(nano.draw, nano.writer, nano.pipe.tokenizer, nano.concepts, nano.concept_drawings)
         edited, shown = edit_rows(nano.edit, nano.concepts, nano.concept_drawings)
         rows += edited + regional_rows(nano.pipe, nano.concepts, nano.concept_drawings)
+        rows += control_rows(nano.pipe, nano.control, nano.concepts, nano.concept_drawings)
     edit_sheet(*shown, sheet.with_name("nano-edits.png"))
     size = sum(f.stat().st_size for f in NANO.rglob("*") if f.is_file()) / 1e6
     rows.append(row("all files of models/nano", size, "MB", "<= 40", "limit of the repository"))

@@ -5,18 +5,22 @@ wrote.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import ZImageControlNetPipeline as PeerControlPipeline
 from diffusers import ZImagePipeline as PeerPipeline
 
-from tests.core.peers import ZImageTransformer2DModel, diffusers_of
-from tests.core.random_models import random_s3dit, relative
+from tests.core.peers import ZImageTransformer2DModel, diffusers_control_of, diffusers_of
+from tests.core.random_models import random_s3dit, randomise, relative
 from tests.core.small_diffusers import small_parts
 from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
+from zimage_core.config import ControlConfig
+from zimage_core.control import Control, ControlNet
 from zimage_core.prompt.template import TEMPLATE, apply_template, tokenise
 
 DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)
@@ -74,6 +78,32 @@ def test_pictures_and_noise_equal_diffusers(ours: ZImagePipeline, theirs: PeerPi
     assert image.size == expected.size == (64, 64)
     a, b = (torch.tensor(list(i.tobytes())).int() for i in (image, expected))
     assert (a - b).abs().max() <= 1
+
+
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+def test_a_control_steers_as_in_diffusers(scale: float, ours: ZImagePipeline, theirs: PeerPipeline) -> None:
+    """Version 1.0, with which its transformer also takes the hints where they belong."""
+    blocks = dataclasses.replace(DIT, n_layers=1)
+    network = randomise(ControlNet(ControlConfig(blocks, 16, "tokens")), 5)
+    peer = diffusers_control_of(network, ours.transformer, theirs.transformer)
+    pipe = PeerControlPipeline(**theirs.components, controlnet=peer)
+    pipe.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 64, 48, generator=torch.Generator().manual_seed(6))
+    noise = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(7))
+    options = {"height": 64, "width": 48, "latents": noise, "output_type": "latent"}
+    options |= {"num_inference_steps": 4, "guidance_scale": scale}
+    expected = pipe(
+        prompt=PROMPTS[0],
+        control_image=2 * picture - 1,  # it takes tensors as the autoencoder does
+        controlnet_conditioning_scale=0.7,
+        generator=torch.Generator().manual_seed(8),
+        **copy.deepcopy(options),
+    ).images
+    encoder = ours.autoencoder
+    latent = encoder.to_model(encoder.encode(2 * picture - 1).mode())
+    steered = ours(PROMPTS[0], controls=[Control(network, latent, 0.7)], **options).images
+    assert relative(steered, expected) <= 1e-4
+    assert relative(ours(PROMPTS[0], **options).images, expected) > 1e-2
 
 
 def test_batches_seeds_and_progress(ours: ZImagePipeline) -> None:

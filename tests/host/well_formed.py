@@ -57,9 +57,9 @@ def check_no_overlap(nodes: list[dict]) -> None:
         assert beside or above, f"nodes {a['id']} and {b['id']} overlap"
 
 
-def check_downloads(nodes: list[dict], full_size: bool = False) -> None:
-    """Loaders say where the full-size files are. The page offers those that are chosen and absent, so with
-    nano chosen it offers none, and with the full-size files all.
+def check_downloads(nodes: list[dict]) -> None:
+    """Loaders say where the full-size files are. The page offers those that are chosen and absent: with nano
+    chosen, none.
     """
     for node in nodes:
         models = node["properties"].get("models", [])
@@ -70,4 +70,4 @@ def check_downloads(nodes: list[dict], full_size: bool = False) -> None:
             assert model["url"] == place.format(repository=model["url"].split("/")[4], **model)
         if node["type"].startswith("ZImage"):
             chosen = {model["name"] for model in models} & set(node["widgets_values"])
-            assert len(chosen) == (len(models) if full_size else 0)
+            assert not chosen
