@@ -97,7 +97,7 @@ class _Scene:
         used = {t.key for t in asked if t.kind == "word" and t.key not in either("backdrops")}
         runs = [t.text for t in asked if t.kind == "content" and t.chinese]
         used |= {w for w in chinese().lists["scene"] if any(run.endswith(w) for run in runs)}
-        self.words = (either("scene")) - used
+        self.words = either("scene") - used
 
     def licences(self, row: list[Token], at: int) -> bool:
         """True where the attribute at this place describes the surroundings: its noun is one of them, or it
