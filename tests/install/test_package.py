@@ -15,7 +15,7 @@ import tomllib
 from tests.host.server import PACK_ROOT
 from tests.install.first_picture import assert_first_picture
 
-MOST_BYTES = 35e6
+MOST_BYTES = 42e6  # 40 MB that models/nano may take, and the rest
 FOR_DEVELOPERS = ("tests/", "zimage_core/train/", "dev.py", ".")
 
 
