@@ -19,7 +19,8 @@ the plain prompt; a spoiled one that passes costs the truth.
 
 So the template asks for plain words about how the picture is taken. Its part "plain" holds sentences that
 such a writer adds, written by somebody who knew the template and not the guard: at first sight, after random
-prompts of the corpus, 86 % passed in English and 87 % in Chinese. Nothing was corrected by them.
+prompts of the corpus, 86 % passed in English and 87 % in Chinese. After it one rule was mended by them (light
+on the right): 89 % in English.
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ def test_equal_notation_is_the_same(prompt: str, answer: str):
         ("a pear", "A pear. Beside it lies a lioness."),
         ("a fox", "A fox leaping gracefully."),
         ("a vial", "A vial in the left hand."),
+        ("a hand", "Soft light on the left hand."),
+        ("a hand", "A hand in soft light, with a ring on the left."),
     ],
 )
 def test_what_must_not_pass(prompt: str, answer: str):

@@ -117,6 +117,8 @@ class _Scene:
                 break
         for token in reversed(row[max(0, at - 8) : at]):
             if token.text.lower() in ("on", "against"):
+                if row[at].kind == "side":
+                    continue  # shadows on the right
                 return row[at].kind == "colour"
             if token.kind in ("content", "quote") or token.kind == "mark" and token.key != "hyphen":
                 return False
