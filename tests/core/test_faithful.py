@@ -19,8 +19,8 @@ the plain prompt; a spoiled one that passes costs the truth.
 
 So the template asks for plain words about how the picture is taken. Its part "plain" holds sentences that
 such a writer adds, written by somebody who knew the template and not the guard: at first sight, after random
-prompts of the corpus, 86 % passed in English and 87 % in Chinese. After it one rule was mended by them (light
-on the right): 89 % in English.
+prompts of the corpus, 86 % passed in English and 87 % in Chinese. After it a rule (light on the right) and a
+few words were mended by them: 90 % in both.
 """
 
 from __future__ import annotations
