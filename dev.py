@@ -226,11 +226,11 @@ def bench(options: argparse.Namespace, host: Path) -> int:
 
     from tests.host.launch import stand_in_for_missing_ops
 
-    if not (ROOT / "tests" / "bench" / f"{options.name}.py").is_file():
+    if not (ROOT / "bench" / f"{options.name}.py").is_file():
         say(f"There is no bench {options.name} yet.")
         return 2
     stand_in_for_missing_ops()
-    rows = importlib.import_module(f"tests.bench.{options.name}").run()
+    rows = importlib.import_module(f"bench.{options.name}").run()
     verdicts = {True: "holds", False: "DOES NOT HOLD", None: "-"}
     columns = ("name", "value", "unit", "bar", "verdict", "against")
     table = [columns] + [

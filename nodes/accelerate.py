@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .host.accelerate import accelerated
-from .host.progress import show_text
-from .host.schema import schema
+from .host.page.progress import show_text
+from .host.page.schema import schema
+from .host.running.accelerate import accelerated
 
 
 class ZImageAccelerate(io.ComfyNode):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
-from .host import encodings
-from .host.progress import show_text
-from .host.schema import known, schema
+from ...zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
+from .host.page.progress import show_text
+from .host.page.schema import known, schema
+from .host.writing import encodings
 
 SHOWN = 60  # characters of a prompt's words that a note repeats
 

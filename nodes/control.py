@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.control import ControlPatch, controlled, load_control
-from .host.files import choices
-from .host.schema import known, schema
+from .host.loading.files import choices
+from .host.page.schema import known, schema
+from .host.running.control import ControlPatch, controlled, load_control
 from .part_loaders import CATEGORY, ZImagePartLoader
 
 CONTROL = io.Custom("ZIMAGE_CONTROL")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.diversity import UNTIL
-from .host.diversity import diversified
-from .host.schema import known, schema
+from ...zimage_core.diversity import UNTIL
+from .host.page.schema import known, schema
+from .host.running.diversity import diversified
 
 
 class ZImageDiversity(io.ComfyNode):

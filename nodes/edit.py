@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.edit_plan import plan
-from ..zimage_core.prompt.instruction import prompts_of
+from ...zimage_core.edit_plan import plan
+from ...zimage_core.prompt.instruction import prompts_of
 from .edit_inputs import optional, required
-from .host.edit import Parts, Sampling, edit, has_omni_keys, soft_mask
-from .host.progress import show_text
-from .host.schema import schema
+from .host.page.progress import show_text
+from .host.page.schema import schema
+from .host.running.edit import Parts, Sampling, edit, has_omni_keys, soft_mask
 
 
 class ZImageEdit(io.ComfyNode):

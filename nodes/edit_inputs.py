@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.config import SHIFT, TURBO_STEPS
-from ..zimage_core.edit_plan import AUTO, STRENGTHS
-from .host.schema import known
+from ...zimage_core.config import SHIFT, TURBO_STEPS
+from ...zimage_core.edit_plan import AUTO, STRENGTHS
+from .host.page.schema import known
 
 
 def advanced(make: type, name: str, tooltip: str, **settings: object) -> io.Input:

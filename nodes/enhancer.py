@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.enhance import Request, enhance, terms
-from ..zimage_core.prompt.messages import AUTO, choose_template
+from ...zimage_core.prompt.enhance import Request, enhance, terms
+from ...zimage_core.prompt.messages import AUTO, choose_template
 from .enhancer_settings import CHOICES, USE_PROMPT, widgets
-from .host.picture_data import put_widgets
-from .host.progress import show_text
-from .host.schema import schema
-from .host.writers import writer
+from .host.page.progress import show_text
+from .host.page.saved_workflow import put_widgets
+from .host.page.schema import schema
+from .host.writing.sources import writer
 
 
 class ZImagePromptEnhancer(io.ComfyNode):

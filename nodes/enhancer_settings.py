@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.enhance import LARGEST_SEED
-from ..zimage_core.prompt.messages import AUTO, LANGUAGES, TEMPLATES
-from .host.schema import known
-from .host.writers import TEXT_ENCODER, sources
+from ...zimage_core.prompt.enhance import LARGEST_SEED
+from ...zimage_core.prompt.messages import AUTO, LANGUAGES, TEMPLATES
+from .host.page.schema import known
+from .host.writing.sources import TEXT_ENCODER, sources
 
 USE_PROMPT = "original prompt"
 CHOICES = {  # combo -> its options and what they do; the first is the default

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.guidance import Guidance
-from .host.guider import reference_guider
-from .host.schema import known, schema
+from ...zimage_core.guidance import Guidance
+from .host.page.schema import known, schema
+from .host.running.guider import reference_guider
 
 
 class ZImageGuider(io.ComfyNode):

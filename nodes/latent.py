@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.config import LATENT_DOWNSCALE, SIZE_BUCKETS, SIZE_MULTIPLE, S3DiTConfig
-from .host.sampling import empty_latent
-from .host.schema import schema
+from ...zimage_core.config import LATENT_DOWNSCALE, SIZE_BUCKETS, SIZE_MULTIPLE, S3DiTConfig
+from .host.page.schema import schema
+from .host.running.sampling import empty_latent
 
 CUSTOM = "custom"
 

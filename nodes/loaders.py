@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.weights import READERS, WeightsError
-from .host.clip import load_clip
-from .host.files import resolve
-from .host.graph import expanded
-from .host.model import load_patcher
-from .host.parts import held
-from .host.progress import show_text
-from .host.schema import schema
-from .host.vae import load_vae
+from ...zimage_core.weights import READERS, WeightsError
+from .host.loading.clip import load_clip
+from .host.loading.files import resolve
+from .host.loading.loaded_parts import held
+from .host.loading.model import load_patcher
+from .host.loading.vae import load_vae
+from .host.page.expand import expanded
+from .host.page.progress import show_text
+from .host.page.schema import schema
 from .part_loaders import CATEGORY, PARTS, outputs, part_input, weight_dtype_input
 
 WIDGETS = ("transformer", "text_encoder", "vae")

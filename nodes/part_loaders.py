@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.weights import READERS
-from .host.clip import load_clip
-from .host.files import choices, resolve
-from .host.model import DTYPES, load_patcher
-from .host.parts import loaded
-from .host.progress import show_text
-from .host.schema import known, schema
-from .host.vae import load_vae
-from .host.vision import load_vision
+from ...zimage_core.weights import READERS
+from .host.loading.clip import load_clip
+from .host.loading.files import choices, resolve
+from .host.loading.loaded_parts import loaded
+from .host.loading.model import DTYPES, load_patcher
+from .host.loading.vae import load_vae
+from .host.loading.vision import load_vision
+from .host.page.progress import show_text
+from .host.page.schema import known, schema
 
 CATEGORY = "Z-Image/loaders"
 PARTS = {  # widget -> what it names

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.regional import with_region
-from .host.schema import schema
+from .host.page.schema import schema
+from .host.running.regions import with_region
 
 
 class ZImageRegionalPrompt(io.ComfyNode):

@@ -1,10 +1,10 @@
 """Z-Image as a library: the model, its weights and its prompts, without ComfyUI."""
 
-from .autoencoder import AutoencoderKL
 from .config import AutoencoderConfig, Qwen3Config, S3DiTConfig
+from .model.autoencoder import AutoencoderKL
+from .model.s3dit import S3DiT
+from .model.text_encoder import Qwen3TextEncoder
 from .pipeline import ZImagePipeline
-from .text_encoder import Qwen3TextEncoder
-from .transformer import S3DiT
 
 __all__ = [
     "AutoencoderConfig",

@@ -152,7 +152,7 @@ class VisionConfig:
 @dataclass(frozen=True)
 class NanoConfig:
     """The small model that ships in `models/nano`: same classes, same file formats, trained by
-    `zimage_core/train`.
+    `zimage_core/train/nano`.
     """
 
     transformer: S3DiTConfig = field(

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .autoencoder import AutoencoderKL
+from .conditions.control import Control
+from .conditions.reference_image import prepare_reference
+from .conditions.regions import Region
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
-from .control import Control
-from .guidance import Guidance
+from .model.autoencoder import AutoencoderKL
+from .model.memo import RunMemo, TimestepMemo
+from .model.s3dit import S3DiT
+from .model.text_encoder import Qwen3TextEncoder
+from .model.vision import VisionEncoder
 from .prompt.template import TEMPLATE, apply_template, load_tokenizer, split_prompt, tokenise_texts
-from .reference_image import prepare_reference
-from .regional import Region
-from .run_memo import RunMemo, TimestepMemo
-from .schedule import euler_step, flow_sigmas
-from .text_encoder import Qwen3TextEncoder
-from .transformer import S3DiT
-from .vision import VisionEncoder
+from .sampling.guidance import Guidance
+from .sampling.schedule import euler_step, flow_sigmas
 from .weights import load_autoencoder, load_text_encoder, load_transformer, load_vision_encoder
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.core.reference import Reference
 from zimage_core import S3DiT
-from zimage_core.control import ControlNet
+from zimage_core.conditions.control import ControlNet
 from zimage_core.weights.keys import transformer_to_diffusers
 
 

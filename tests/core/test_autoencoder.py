@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL as PeerAutoencoder
 
 from tests.core.random_models import randomise, relative
 from zimage_core import AutoencoderKL
-from zimage_core.autoencoder import Posterior
 from zimage_core.config import AutoencoderConfig
+from zimage_core.model.autoencoder import Posterior
 from zimage_core.weights import load_autoencoder
 
 NARROW = AutoencoderConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=2)

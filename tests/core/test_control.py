@@ -12,10 +12,10 @@ from torch import nn
 from tests.core.peers import diffusers_control_of, diffusers_controlled_velocity, diffusers_of
 from tests.core.random_models import WIDE, random_inputs, random_s3dit, randomise, relative, seeds
 from zimage_core import S3DiT, S3DiTConfig
+from zimage_core.conditions.control import Control, ControlNet, control_latent
 from zimage_core.config import ControlConfig
-from zimage_core.control import Control, ControlNet, control_latent
-from zimage_core.run_memo import RunMemo
-from zimage_core.schedule import turbo_sigmas
+from zimage_core.model.memo import RunMemo
+from zimage_core.sampling.schedule import turbo_sigmas
 
 (SEED,) = seeds(1)
 BASE = S3DiTConfig(dim=64, n_layers=10, n_heads=2, cap_feat_dim=32, axes_dims=(8, 12, 12))

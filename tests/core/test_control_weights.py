@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.core.random_models import TINY, random_s3dit, randomise
 from tests.core.test_control import BASE, SEED, VERSIONS, config, network
 from tests.core.test_weights import prefixed, quantised, same
-from zimage_core.control import ControlNet
+from zimage_core.conditions.control import ControlNet
 from zimage_core.weights import WeightsError, describe, load_control, load_transformer, read_control
 from zimage_core.weights.keys import transformer_to_diffusers
 

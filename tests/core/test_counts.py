@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench import counts
+from bench import counts
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import torch
 
-from zimage_core.diversity import varied
+from zimage_core.sampling.diversity import varied
 
 
 def caption(batch: int = 1, length: int = 200, width: int = 64) -> torch.Tensor:

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from zimage_core.edit_plan import NO_MASK, NO_OMNI, NO_SOURCE, STRENGTHS, NoSuchRoute, plan
 from zimage_core.prompt.instruction import prompts_of
+from zimage_core.sampling.edit_plan import NO_MASK, NO_OMNI, NO_SOURCE, STRENGTHS, NoSuchRoute, plan
 
 KNOWN, UNKNOWN = "replace the fox with an apple", "an apple"
 

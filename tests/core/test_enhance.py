@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from zimage_core.prompt.enhance import LARGEST_SEED, Draft, Request, WriterFailed, enhance, terms
+from zimage_core.prompt.enhancer import LARGEST_SEED, Draft, Request, WriterFailed, enhance, terms
 from zimage_core.prompt.messages import LANGUAGES, PLAIN, TEMPLATES, as_chat, choose_template, compose
 
 CHINESE = "\u4e00\u53ea\u72d0\u72f8"

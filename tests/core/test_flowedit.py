@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.core.random_models import TINY, random_s3dit, seeds
-from zimage_core.flowedit import flow_edit
-from zimage_core.schedule import euler_step, flow_sigmas
+from zimage_core.sampling.flowedit import flow_edit
+from zimage_core.sampling.schedule import euler_step, flow_sigmas
 
 SHAPE = (2, 16, 6, 4)
 

@@ -21,9 +21,9 @@ from tests.core import test_text_encoder
 from tests.core.random_models import relative, seeds
 from tests.core.test_text_encoder import SMALL
 from zimage_core import Qwen3Config
-from zimage_core.prompt.generate import Sampling, TextStream, candidates, generate, penalised, steps
+from zimage_core.model.text_encoder import KeyValueCache
 from zimage_core.prompt.template import load_tokenizer
-from zimage_core.text_encoder import KeyValueCache
+from zimage_core.prompt.writing import Sampling, TextStream, candidates, generate, penalised, steps
 
 NANO_SHAPE = Qwen3Config(
     vocab_size=400, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zimage_core.inpaint import composite, feathered, fitted_mask, grown, latent_mask, padded
+from zimage_core.sampling.inpaint import composite, feathered, fitted_mask, grown, latent_mask, padded
 
 
 def square(size: int = 40, low: int = 15, high: int = 25) -> Tensor:

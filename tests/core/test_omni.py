@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.core.peers import diffusers_of
 from tests.core.random_models import TINY, WIDE, random_inputs, random_s3dit, relative, seeds
 from zimage_core import S3DiT, S3DiTConfig
+from zimage_core.model.memo import RunMemo, TimestepMemo
 from zimage_core.prompt.template import apply_template, split_prompt
-from zimage_core.run_memo import RunMemo, TimestepMemo
 
 OMNI = replace(TINY, siglip_feat_dim=48)
 NEW = ("siglip_embedder.", "siglip_refiner.", "siglip_pad_token")

@@ -18,7 +18,7 @@ from tests.core.small_diffusers import small_parts
 from tests.core.test_omni import Peer
 from tests.core.test_pipeline import DIT, PROMPTS
 from zimage_core import ZImagePipeline
-from zimage_core.reference_image import prepare_reference
+from zimage_core.conditions.reference_image import prepare_reference
 
 OMNI = replace(DIT, siglip_feat_dim=64)
 # 128 x 128 pixels are 2 x 2 patches of 64 and 16 x 16 latent cells: nothing is scaled, positions agree

@@ -15,8 +15,8 @@ from tests.core.peers import reference_of
 from tests.core.random_models import TINY, random_inputs, random_s3dit, relative, seeds
 from tests.core.reference import Reference, rms, rotary, sinusoid
 from zimage_core import S3DiT
-from zimage_core.regional import Region
-from zimage_core.run_memo import RunMemo
+from zimage_core.conditions.regions import Region
+from zimage_core.model.memo import RunMemo
 
 (SEED,) = seeds(1)
 

@@ -9,8 +9,9 @@ from collections import Counter
 import torch
 
 from tests.core.random_models import TINY, random_inputs, random_s3dit, seeds
-from zimage_core import S3DiT, transformer
-from zimage_core.run_memo import RunMemo, TimestepMemo
+from zimage_core import S3DiT
+from zimage_core.model import s3dit
+from zimage_core.model.memo import RunMemo, TimestepMemo
 
 
 def count_calls(model: S3DiT, counts: Counter) -> None:
@@ -31,8 +32,8 @@ def run(model: S3DiT, remember: bool, monkeypatch=None) -> tuple[torch.Tensor, C
     counts: Counter = Counter()
     count_calls(model, counts)
     if monkeypatch:
-        table = transformer.rope_table
-        monkeypatch.setattr(transformer, "rope_table", lambda *a: counts.update(["rope"]) or table(*a))
+        table = s3dit.rope_table
+        monkeypatch.setattr(s3dit, "rope_table", lambda *a: counts.update(["rope"]) or table(*a))
     sigmas = torch.linspace(1, 0.2, 6)
     for sigma in sigmas:
         timesteps = sigma.repeat(1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from zimage_core.guidance import Guidance
-from zimage_core.schedule import flow_sigmas, strength_sigmas, turbo_sigmas
+from zimage_core.sampling.guidance import Guidance
+from zimage_core.sampling.schedule import flow_sigmas, strength_sigmas, turbo_sigmas
 
 TABLE = {  # shift 3 but for the last
     (4, 3.0): [1, 0.9, 0.75, 0.5],

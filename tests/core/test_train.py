@@ -10,9 +10,11 @@ import torch
 from tests.core.random_models import random_s3dit
 from zimage_core import AutoencoderKL, Qwen3TextEncoder, S3DiT
 from zimage_core.config import AutoencoderConfig, NanoConfig, Qwen3Config, S3DiTConfig, VisionConfig
+from zimage_core.model.vision import VisionEncoder
 from zimage_core.prompt.template import apply_template, load_tokenizer
-from zimage_core.train import autoencoder, export, lora, text, tokenizer, transformer, vision
-from zimage_core.train.captions import (
+from zimage_core.train import lora
+from zimage_core.train.nano import autoencoder, export, text, tokenizer, transformer, vision
+from zimage_core.train.nano.captions import (
     Captions,
     Concept,
     fill,
@@ -23,10 +25,8 @@ from zimage_core.train.captions import (
     with_article,
     writing_examples,
 )
-from zimage_core.train.edits import KINDS, Edits, held_out_couple, held_out_paints, trained_pairs
-from zimage_core.train.loop import Plan
-from zimage_core.train.optimizer import orthogonalise
-from zimage_core.train.pictures import (
+from zimage_core.train.nano.edits import KINDS, Edits, held_out_couple, held_out_paints, trained_pairs
+from zimage_core.train.nano.pictures import (
     SIZE,
     SMALL,
     SMALL_BOX,
@@ -36,7 +36,8 @@ from zimage_core.train.pictures import (
     on_background,
     with_small,
 )
-from zimage_core.vision import VisionEncoder
+from zimage_core.train.optimizer import orthogonalise
+from zimage_core.train.trainer import Plan
 from zimage_core.weights import load_transformer
 
 CONCEPTS = [

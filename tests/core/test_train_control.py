@@ -10,12 +10,12 @@ import torch
 from tests.core.random_models import random_s3dit
 from tests.core.test_train import CONCEPTS, PLAN, TINY_DIT, TINY_TEXT, bpe, one_thread  # noqa: F401
 from zimage_core import Qwen3TextEncoder
+from zimage_core.conditions.control import Control, ControlNet
 from zimage_core.config import NanoConfig
-from zimage_core.control import Control, ControlNet
 from zimage_core.prompt.template import apply_template
-from zimage_core.train import control, text
-from zimage_core.train.captions import Captions
-from zimage_core.train.pictures import colours
+from zimage_core.train.nano import control, text
+from zimage_core.train.nano.captions import Captions
+from zimage_core.train.nano.pictures import colours
 from zimage_core.weights import load_control, read_control
 
 

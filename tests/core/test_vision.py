@@ -10,7 +10,7 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 
 from tests.core.random_models import randomise, relative
 from zimage_core.config import VisionConfig
-from zimage_core.vision import VisionEncoder, patch_grid
+from zimage_core.model.vision import VisionEncoder, patch_grid
 from zimage_core.weights import WeightsError, describe, load_vision_encoder
 
 SMALL = VisionConfig(

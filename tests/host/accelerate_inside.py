@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import small_native  # noqa: E402
 
 SEED = int(os.environ.get("ZIMAGE_SEED", "1234"))
-accelerate = extension_module("nodes.host.accelerate")
+accelerate = extension_module("nodes.host.running.accelerate")
 STATE = random_s3dit(matrix.SMALL_CONFIG, SEED).state_dict()
 generator = torch.Generator().manual_seed(SEED)
 CAPTION = [[torch.randn(1, 21, matrix.CAPTION, generator=generator), {}]]

@@ -56,7 +56,7 @@ def block_in_one_graph(block: torch.nn.Module) -> bool:
 
 path = SCRATCH / "small.safetensors"
 save_file(random_s3dit(CONFIG, SEED).state_dict(), path)
-patcher = extension_module("nodes.host.model").load_patcher(path, "fp32")
+patcher = extension_module("nodes.host.loading.model").load_patcher(path, "fp32")
 compiled = TorchCompileModel.execute(patcher, "inductor").result[0]
 graphs, distances = {}, {}
 for name, length in PROMPTS.items():

@@ -25,8 +25,8 @@ from tests.core.random_models import random_s3dit, randomise, relative  # noqa: 
 from tests.host import matrix  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
 from tests.host.weight_files import fp8  # noqa: E402
+from zimage_core.conditions.control import Control, ControlNet, control_latent  # noqa: E402
 from zimage_core.config import ControlConfig  # noqa: E402
-from zimage_core.control import Control, ControlNet, control_latent  # noqa: E402
 from zimage_core.weights import load_control  # noqa: E402
 
 enter(HOST, "--use-pytorch-cross-attention")  # what GPUs use; the CPU default breaks graphs itself
@@ -50,9 +50,9 @@ SCENE, MASK = torch.rand(1, 64, 96, 3, generator=generator), torch.zeros(1, 64, 
 MASK[:, :, 40:] = 1.0
 POSITIVE, NEGATIVE = ([[torch.randn(1, n, matrix.CAPTION, generator=generator), {}]] for n in (21, 9))
 
-host = extension_module("nodes.host.control")
-load_patcher = extension_module("nodes.host.model").load_patcher
-accelerated = extension_module("nodes.host.accelerate").accelerated
+host = extension_module("nodes.host.running.control")
+load_patcher = extension_module("nodes.host.loading.model").load_patcher
+accelerated = extension_module("nodes.host.running.accelerate").accelerated
 network = random_s3dit(CONFIG, SEED)
 save_file(network.state_dict(), SCRATCH / "model.safetensors")
 

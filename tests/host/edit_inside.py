@@ -20,8 +20,8 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tests.core.random_models import TINY, random_s3dit, relative  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
-from zimage_core.flowedit import flow_edit  # noqa: E402
-from zimage_core.schedule import strength_sigmas  # noqa: E402
+from zimage_core.sampling.flowedit import flow_edit  # noqa: E402
+from zimage_core.sampling.schedule import strength_sigmas  # noqa: E402
 
 enter(HOST)
 import comfy.patcher_extension  # noqa: E402
@@ -43,12 +43,12 @@ SHORT, OTHER, LONG, NEGATIVE = (caption(length) for length in (12, 21, 70, 17))
 def model():
     path = SCRATCH / "small.safetensors"
     save_file(NETWORK.state_dict(), path)
-    return extension_module("nodes.host.model").load_patcher(path, "fp32")
+    return extension_module("nodes.host.loading.model").load_patcher(path, "fp32")
 
 
 def in_the_host(source, target, cfgs=(1.0, 1.0), n_min=0) -> tuple[torch.Tensor, list[int]]:
     """The edited latent, and the batch of each call of the network."""
-    flowedit, calls = extension_module("nodes.host.flowedit"), []
+    flowedit, calls = extension_module("nodes.host.running.flowedit"), []
 
     def count(executor, x, *args, **kwargs):
         calls.append(len(x))
@@ -60,7 +60,8 @@ def in_the_host(source, target, cfgs=(1.0, 1.0), n_min=0) -> tuple[torch.Tensor,
     guider = flowedit.FlowEditGuider(patcher, conds[0], conds[1], conds[2] if max(cfgs) > 1 else None)
     guider.set_cfgs(*cfgs)
     sampler = flowedit.FlowEditSampler(n_min, 1)
-    made = extension_module("nodes.host.sampling").sample(guider, sampler, {"samples": X}, SEED, SIGMAS)
+    sample = extension_module("nodes.host.running.sampling").sample
+    made = sample(guider, sampler, {"samples": X}, SEED, SIGMAS)
     return made["samples"], calls
 
 

@@ -21,7 +21,7 @@ enter(HOST)
 import folder_paths  # noqa: E402
 
 folder_paths.set_user_directory(str(SCRATCH))
-endpoints = extension_module("nodes.host.endpoints")
+endpoints = extension_module("nodes.host.writing.endpoints")
 FILE = SCRATCH / "zimage_endpoints.json"
 ENTRIES = {name: {"url": "http://localhost:1/v1", "model": name.upper()} for name in ("b", "a")}
 

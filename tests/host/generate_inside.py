@@ -36,8 +36,8 @@ COUNT = 16  # tokens
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a red fox"}]
 
-host_generate = extension_module("nodes.host.generate")
-sampling = extension_module("zimage_core.prompt.generate").Sampling(temperature=0)
+host_generate = extension_module("nodes.host.writing.language_model")
+sampling = extension_module("zimage_core.prompt.writing").Sampling(temperature=0)
 
 
 def clip_of(state: dict[str, torch.Tensor], stored: torch.dtype) -> comfy.sd.CLIP:

@@ -110,7 +110,7 @@ def peak(network, *sizes: int, **more) -> int:
 
 
 def ours(sizes: S3DiTConfig):
-    model = extension_module("nodes.host.model")
+    model = extension_module("nodes.host.loading.model")
     config = model.Config({"image_model": "lumina2", **dataclasses.asdict(sizes)})
     config.set_inference_dtype(torch.bfloat16, None)
     config.custom_operations = comfy.ops.disable_weight_init
@@ -128,11 +128,11 @@ def references(count: int, batch: int) -> tuple[dict, dict]:
         "reference_latents_text_embeds": [torch.empty(1, 4, OMNI.cap_feat_dim, **one)] * (count + 1),
         "clip_vision_outputs": [seen] * count,
     }
-    conds = extension_module("nodes.host.omni").reference_conds(written)
+    conds = extension_module("nodes.host.running.references").reference_conds(written)
     return written, {name: cond.process_cond(batch).cond for name, cond in conds.items()}
 
 
-memo = extension_module("zimage_core.run_memo").RunMemo
+memo = extension_module("zimage_core.model.memo").RunMemo
 rows = []
 tensors = contextlib.nullcontext() if DEVICE == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
 with tensors, torch.no_grad():

@@ -72,7 +72,7 @@ def runs() -> tuple[dict[str, float], dict[str, int], float]:
     latent = torch.zeros(1, 16, 9, 14)
     noise = comfy.sample.prepare_noise(latent, SEED)
     makers = {
-        "ours": lambda: extension_module("nodes.host.model").load_patcher(path, "fp32"),
+        "ours": lambda: extension_module("nodes.host.loading.model").load_patcher(path, "fp32"),
         "native": lambda: comfy.sd.load_diffusion_model(str(path), {"dtype": torch.float32}),
     }
     made, counts = {}, Counter()
@@ -89,7 +89,7 @@ def runs() -> tuple[dict[str, float], dict[str, int], float]:
             )
             for n, cfg in ((8, 1.0), (2, 3.0))
         ]
-        varied = extension_module("nodes.host.diversity").diversified(model, 1.0, 0.3)
+        varied = extension_module("nodes.host.running.diversity").diversified(model, 1.0, 0.3)
         made[name].append(
             comfy.sample.sample(
                 varied, noise, 2, 3.0, "euler", "simple", positive, negative, latent, **options

@@ -28,7 +28,7 @@ from tests.host import matrix  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
 from tests.host.native_network import native_network  # noqa: E402
 from zimage_core.config import NanoConfig, S3DiTConfig  # noqa: E402
-from zimage_core.vision import VisionEncoder  # noqa: E402
+from zimage_core.model.vision import VisionEncoder  # noqa: E402
 
 enter(HOST)
 import comfy.clip_vision  # noqa: E402
@@ -88,7 +88,7 @@ POSITIVE, NEGATIVE = noise(1, 21, CONFIG.cap_feat_dim), noise(1, 40, CONFIG.cap_
 def ours(config=CONFIG):
     path = SCRATCH / "omni.safetensors"
     save_file(random_s3dit(config, SEED).state_dict(), path)
-    return extension_module("nodes.host.model").load_patcher(path, "fp32")
+    return extension_module("nodes.host.loading.model").load_patcher(path, "fp32")
 
 
 def native():
@@ -218,17 +218,17 @@ def vision() -> dict:
     encoder = randomise(VisionEncoder(VISION), SEED)
     path = SCRATCH / "vision.safetensors"
     save_file(encoder.state_dict(), path)
-    loaded = extension_module("nodes.host.vision").load_vision(path)
+    loaded = extension_module("nodes.host.loading.vision").load_vision(path)
     picture = torch.rand(1, 96, 128, 3, generator=generator)
-    found = extension_module("nodes.host.omni").vision_grid(loaded.encode_image(picture))
+    found = extension_module("nodes.host.running.references").vision_grid(loaded.encode_image(picture))
     answer = {
         "features": relative(found, encoder.features(picture)),
         "host's own": isinstance(loaded, comfy.clip_vision.ClipVisionModel),
     }
-    nano = extension_module("nodes.host.files").NANO
-    clip = extension_module("nodes.host.clip").load_clip(nano / "text_encoder.safetensors")
-    vae = extension_module("nodes.host.vae").load_vae(nano / "autoencoder.safetensors")
-    make = extension_module("nodes.host.omni").omni_conditioning
+    nano = extension_module("nodes.host.loading.files").NANO
+    clip = extension_module("nodes.host.loading.clip").load_clip(nano / "text_encoder.safetensors")
+    vae = extension_module("nodes.host.loading.vae").load_vae(nano / "autoencoder.safetensors")
+    make = extension_module("nodes.host.running.references").omni_conditioning
     pictures = [picture, torch.rand(1, 200, 300, 3, generator=generator)]
     made = make(clip, "a {red} apple", vae, pictures, loaded)
     answer["sizes"] = [list(t.shape[-2:]) for t in made[0][1]["reference_latents"]]
@@ -267,6 +267,6 @@ with torch.no_grad():
     if HAS_OMNI:
         answer["networks"] = networks()
         answer["native"] = relative(mine, sampled(native()))
-        fast, _ = extension_module("nodes.host.accelerate").accelerated(native())
+        fast, _ = extension_module("nodes.host.running.accelerate").accelerated(native())
         answer["accelerated"] = relative(sampled(fast), mine)
 sys.stdout.write(json.dumps(answer) + "\n")

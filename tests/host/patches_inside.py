@@ -42,7 +42,7 @@ def model(change=lambda state: state):
     state = change(random_s3dit(CONFIG, SEED).state_dict())
     path = SCRATCH / "small.safetensors"
     save_file({k: v.contiguous() for k, v in state.items()}, path)
-    return extension_module("nodes.host.model").load_patcher(path, "fp32")
+    return extension_module("nodes.host.loading.model").load_patcher(path, "fp32")
 
 
 def sampled(patcher, steps: int = 2, cfg: float = 3.0, size: tuple[int, int] = (8, 12)) -> torch.Tensor:

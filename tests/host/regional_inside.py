@@ -23,7 +23,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tests.core.random_models import random_s3dit, relative  # noqa: E402
 from tests.host import matrix  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
-from zimage_core.regional import Region  # noqa: E402
+from zimage_core.conditions.regions import Region  # noqa: E402
 
 enter(HOST)
 import comfy.sample  # noqa: E402
@@ -36,7 +36,7 @@ SEED = int(os.environ.get("ZIMAGE_SEED", "1234"))
 NETWORK = random_s3dit(matrix.SMALL_CONFIG, SEED)
 save_file(NETWORK.state_dict(), SCRATCH / "small.safetensors")
 add_region = extension_module("nodes.regional").ZImageRegionalPrompt.execute
-accelerated = extension_module("nodes.host.accelerate").accelerated
+accelerated = extension_module("nodes.host.running.accelerate").accelerated
 
 generator = torch.Generator().manual_seed(SEED)
 
@@ -60,7 +60,7 @@ def with_region(conditioning: list, region: list, mask: torch.Tensor, strength: 
 
 
 def model():
-    return extension_module("nodes.host.model").load_patcher(SCRATCH / "small.safetensors", "fp32")
+    return extension_module("nodes.host.loading.model").load_patcher(SCRATCH / "small.safetensors", "fp32")
 
 
 def sampled(patcher, positive, negative=NEGATIVE, cfg=1.0, size=(HEIGHT, WIDTH), batch=1, steps=2):

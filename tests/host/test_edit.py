@@ -17,7 +17,7 @@ from tests.host.matrix import CAPTION
 from tests.host.pictures import difference, explained, picture, saved_images
 from tests.host.server import PACK_ROOT
 from zimage_core import S3DiTConfig
-from zimage_core.edit_plan import HOW_TO_SAY, NO_MASK, NO_OMNI, NO_SOURCE
+from zimage_core.sampling.edit_plan import HOW_TO_SAY, NO_MASK, NO_OMNI, NO_SOURCE
 
 FOX, SIDE = "a fox on a blue background", 128
 PLAIN = "edit_plain.safetensors"  # the nano model without what omni weights have more

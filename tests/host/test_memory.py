@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench import memory
+from bench import memory
 
 
 def test_expected_and_needed() -> None:

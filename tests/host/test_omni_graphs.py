@@ -15,7 +15,7 @@ from tests.host import matrix
 from tests.host.matrix import SHORT, Graph, Link
 from tests.host.server import ComfyServer
 from zimage_core.config import NanoConfig
-from zimage_core.vision import VisionEncoder
+from zimage_core.model.vision import VisionEncoder
 
 FILE, VISION_FILE = "omni.safetensors", "siglip2_small.safetensors"
 VISION = NanoConfig().vision

@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.core.random_models import random_s3dit, randomise
 from tests.host.server import PACK_ROOT
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
+from zimage_core.conditions.control import ControlNet
 from zimage_core.config import ControlConfig, NanoConfig
-from zimage_core.control import ControlNet
 from zimage_core.weights import read_transformer
 
 # As wide as nano's text encoder, so that the two fit; otherwise a model of its own.

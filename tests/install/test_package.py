@@ -16,7 +16,7 @@ from tests.host.server import PACK_ROOT
 from tests.install.first_picture import assert_first_picture
 
 MOST_BYTES = 42e6  # 40 MB that models/nano may take, and the rest
-FOR_DEVELOPERS = ("tests/", "zimage_core/train/", "dev.py", ".")
+FOR_DEVELOPERS = ("tests/", "bench/", "zimage_core/train/", "dev.py", ".")
 
 
 def comfy(*arguments: str, folder: Path) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..transformer import S3DiT
-from .loop import Plan
-from .transformer import FromCaptions, fit_velocity
+from ..model.s3dit import S3DiT
+from .nano.transformer import FromCaptions, fit_velocity
+from .trainer import Plan
 
 PLAN = Plan(steps=700, lr=5e-3, warmup=20, cooldown=0.6, ema=0.97)
 BATCH = 32

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autoencoder import AutoencoderKL
-from ..control import ControlNet
-from ..text_encoder import Qwen3TextEncoder
-from ..transformer import S3DiT
-from ..vision import VisionEncoder
+from ..conditions.control import ControlNet
+from ..model.autoencoder import AutoencoderKL
+from ..model.s3dit import S3DiT
+from ..model.text_encoder import Qwen3TextEncoder
+from ..model.vision import VisionEncoder
 from . import detect, keys, quantised
 from .errors import WeightsError
 from .files import RawFile, read_tensors

@@ -1,0 +1,36 @@
+"""What the host expects our MODEL to need, what a forward allocates, and what its own Z-Image does."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bench.rows import row
+from tests.host import inside
+
+LOWEST, HIGHEST = 0.9, 1.3
+
+
+def measure() -> dict:
+    with tempfile.TemporaryDirectory() as scratch:
+        return inside.run("memory_inside.py", Path(scratch))
+
+
+def run() -> list[dict]:
+    found = measure()
+    counted = "GPU" if found["device"] == "cuda" else "counted on fake tensors"
+    ratios = {
+        f"{r['side']}x{r['side']}, batch {r['batch']}, {r['caption']} tokens"
+        + (f", {r['references']} references" if "references" in r else ""): r["expected"] / r["peak"]
+        for r in found["rows"]
+    }
+    facts = [
+        row(f"expected / peak, {name}", ratio, "x", f">= {LOWEST}", f"{counted}; <= {HIGHEST} below")
+        for name, ratio in ratios.items()
+    ]
+    facts.append(row("... the largest of them", max(ratios.values()), "x", f"<= {HIGHEST}", counted))
+    first = next(r for r in found["rows"] if (r["side"], r["batch"]) == (1024, 1))
+    facts.append(row("peak of a forward, 1024x1024", first["peak"] / 2**20, "MiB", None, counted))
+    against = "the host's own Z-Image"
+    facts.append(row("... against the host's", first["peak"] / found["native"], "x", "<= 1.0", against))
+    return facts

@@ -1,0 +1,102 @@
+"""A text encoder file -> the host's CLIP: its own Qwen3 class, at any size."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.text_encoders.z_image
+import folder_paths
+import torch
+from comfy.supported_models_base import ClipTarget
+
+from .....zimage_core.config import Qwen3Config
+from .....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
+from .files import NANO
+
+NANO_TOKENIZER = NANO / "tokenizer"
+
+
+def load_clip(path: Path) -> Any:
+    """The host's CLIP. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
+    checkpoint = read_text_encoder(path)
+    logging.info("Z-Image text encoder: %s", checkpoint.summary)
+    if checkpoint.config == Qwen3Config():
+        return _load_qwen3_4b(path, checkpoint)
+    if path.parent != NANO:
+        c = checkpoint.config
+        raise WeightsError(
+            f"{path.name} is a Qwen3 of {c.num_hidden_layers} layers, {c.hidden_size} wide; "
+            "Z-Image needs Qwen3-4B: 36 layers, 2560 wide (qwen_3_4b.safetensors)."
+        )
+    return _load_small(checkpoint)
+
+
+def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:
+    options = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "clip_type": comfy.sd.CLIPType.LUMINA2,
+    }
+    if path.is_dir() or checkpoint.prefix:  # the host takes a list of shards for several encoders
+        clip = comfy.sd.load_text_encoder_state_dicts([checkpoint.plain()], **options)
+    else:
+        clip = comfy.sd.load_clip([str(path)], **options)
+    clip.tokenizer.qwen3_4b.embedding_directory = options["embedding_directory"]  # 0.3.75 leaves it out
+    return clip
+
+
+class NanoTokens(comfy.sd1_clip.SDTokenizer):
+    """The host's tokenizer wrapper around the small vocabulary."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict = {}) -> None:
+        from transformers import Qwen2Tokenizer
+
+        super().__init__(
+            str(NANO_TOKENIZER),
+            pad_with_end=False,
+            embedding_directory=embedding_directory,
+            embedding_size=tokenizer_data["nano_width"],
+            embedding_key="qwen3_4b",
+            tokenizer_class=Qwen2Tokenizer,
+            has_start_token=False,
+            has_end_token=False,
+            pad_to_max_length=False,
+            max_length=99999999,
+            min_length=1,
+            tokenizer_data=tokenizer_data,
+        )
+        self.pad_token = self.tokenizer.pad_token_id
+
+
+class NanoTokenizer(comfy.text_encoders.z_image.ZImageTokenizer):
+    """The host's Z-Image template over the small vocabulary."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict = {}) -> None:
+        super().__init__(embedding_directory, tokenizer_data)
+        self.qwen3_4b = NanoTokens(embedding_directory, tokenizer_data)
+
+
+def _load_small(checkpoint: Checkpoint) -> Any:
+    c = checkpoint.config
+    target = ClipTarget(NanoTokenizer, comfy.text_encoders.z_image.te(dtype_llama=torch.float32))
+    state = checkpoint.plain()
+    sizes = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+    }
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=checkpoint.parameters,
+        tokenizer_data={"nano_width": c.hidden_size},
+        model_options={"qwen3_4b_model_config": sizes},
+    )
+    clip.load_sd(state)
+    return clip

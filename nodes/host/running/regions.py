@@ -1,0 +1,122 @@
+"""Prompts for regions in a conditioning: how they get in, and what a model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from comfy.conds import CONDRegular
+from torch import Tensor
+
+from .....zimage_core.regional import Region
+
+REGIONS = "zimage_regions"  # in a conditioning: a tuple of Region
+
+
+class UnreadRegions(CONDRegular):
+    """Stands in a conditioning where models put their own parts. Ours put theirs in its place; with any other
+    the first step of sampling comes upon it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def process_cond(self, **kwargs: Any) -> UnreadRegions:
+        raise ValueError(
+            "This MODEL takes no prompts for regions (Z-Image Regional Prompt). For Z-Image: put Z-Image "
+            "Accelerate between its loader and the sampler, or load it with the Z-Image loader."
+        )
+
+
+def with_region(conditioning: list, region: list, mask: Tensor, strength: float) -> list:
+    """`conditioning` and the prompt of `region` where mask [B, h, w] is 1; all its entries get it.
+
+    Raises ValueError when `region` is not one plain prompt.
+    """
+    if len(region) != 1 or REGIONS in region[0][1]:
+        raise ValueError(
+            f"region_conditioning holds {len(region)} prompts or has regions itself; it must be one prompt "
+            "from a text encoder. For several regions chain one node to the next by its conditioning."
+        )
+    features, more = region[0]
+    if more.get("attention_mask") is not None:  # what it leaves out at the end
+        features = features[:, : max(1, int(more["attention_mask"].bool().sum(dim=-1).max()))]
+    weight = mask.reshape(-1, *mask.shape[-2:]).float().clamp(0, 1) * strength
+    added = Region(features, weight)
+    return [
+        [
+            caption,
+            {
+                **given,
+                REGIONS: (*given.get(REGIONS, ()), added),
+                "model_conds": {**given.get("model_conds", {}), "regions": UnreadRegions()},
+            },
+        ]
+        for caption, given in conditioning
+    ]
+
+
+class RegionsCond(CONDRegular):
+    """The regions of one conditioning, in cells of the whole latent.
+
+    In a batch with other prompts only when `together` is set; there a prompt that has fewer gets empty ones.
+    """
+
+    def __init__(self, cond: tuple[Region, ...], together: bool, batch: int = 1) -> None:
+        super().__init__(cond)
+        self.together, self.batch = together, batch
+
+    @classmethod
+    def of(cls, given: dict, together: bool) -> RegionsCond:
+        """given: a conditioning, and with it the noise and the device, as the host hands them to a model."""
+        noise, device = given["noise"], given["device"]
+        return cls(
+            tuple(
+                Region(
+                    context.to(device), F.interpolate(weight[:, None], noise.shape[-2:], mode="area")[:, 0]
+                )
+                for context, weight, _ in given.get(REGIONS, ())
+            ),
+            together,
+        )
+
+    def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs: Any) -> RegionsCond:
+        """area: height, width, top and left of the part that the conditioning is for."""
+        found = []
+        for context, weight, _ in self.cond:
+            if area is not None:
+                height, width, top, left = area
+                weight = weight[:, top : top + height, left : left + width]
+            if len(weight) > 1:  # each picture's own
+                weight = comfy.utils.repeat_to_batch_size(weight, batch_size)
+            found.append(Region(comfy.utils.repeat_to_batch_size(context, batch_size), weight))
+        return RegionsCond(tuple(found), self.together, batch_size)
+
+    def can_concat(self, other: RegionsCond) -> bool:
+        return self.together
+
+    def concat(self, others: list[RegionsCond]) -> tuple[Region, ...]:
+        parts = [self, *others]
+        most = max(parts, key=lambda part: len(part.cond)).cond
+        if not others or not most:
+            return most
+        context, weight, _ = most[0]
+        merged = []
+        for index in range(len(most)):
+            own = [
+                part.cond[index]
+                if index < len(part.cond)
+                else Region(context.new_zeros(part.batch, 1, context.shape[-1]), torch.zeros_like(weight[:1]))
+                for part in parts
+            ]
+            longest = max(region.context.shape[1] for region in own)
+            contexts = [F.pad(r.context, (0, 0, 0, longest - r.context.shape[1])) for r in own]
+            weights = [r.weight.expand(p.batch, -1, -1) for r, p in zip(own, parts, strict=True)]
+            lengths = [n for r, p in zip(own, parts, strict=True) for n in [r.context.shape[1]] * p.batch]
+            merged.append(Region(torch.cat(contexts), torch.cat(weights), tuple(lengths)))
+        return tuple(merged)
+
+    def size(self) -> list[int]:
+        return [1]

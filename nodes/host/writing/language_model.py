@@ -1,0 +1,130 @@
+"""Text from the language model in a loaded CLIP: Qwen3, whose embedding is its head, under the host's memory
+management and in the precision that it was loaded in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management as memory
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .....zimage_core.config import Qwen3Config
+from .....zimage_core.prompt.generate import NextLogits, Sampling, TextStream, generate, steps
+from .....zimage_core.prompt.messages import SMALLEST_INSTRUCTED, Message, as_chat
+from .....zimage_core.text_encoder import KeyValueCache, Qwen3TextEncoder
+
+# Qwen3's, which the tokenizer that the host has does not know under 0.3.75: it is Qwen2.5's.
+THINKING = {"<think>": 151667, "</think>": 151668}
+STOPS = ("<|im_end|>", "<|endoftext|>")
+HEADROOM = 256 << 20  # bytes for activations
+
+
+class HostQwen3(Qwen3TextEncoder):
+    """Our network over the modules of the host's own: its weights, casts and patches, and no copy of them."""
+
+    def __init__(self, config: Qwen3Config, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(config, device="meta", language_model=True)
+        for name, module in list(network.named_modules()):
+            if not any(module.children()):
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, module)
+        self.compute_dtype = dtype
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(input_ids, out_dtype=self.compute_dtype).to(self.compute_dtype)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        embedding = self.model.embed_tokens
+        weight, bias, stream = comfy.ops.cast_bias_weight(embedding, hidden, offloadable=True)
+        scores = F.linear(hidden, weight)
+        comfy.ops.uncast_bias_weight(embedding, weight, bias, stream)
+        return scores
+
+
+def host_steps(transformer: Any, capacity: int, device: torch.device, dtype: torch.dtype) -> NextLogits:
+    """The host's own forward with its own cache, where it has them: it fetches offloaded layers ahead."""
+    cache = transformer.init_kv_cache(1, capacity, device, dtype)
+
+    def next_logits(ids: Tensor) -> Tensor:
+        nonlocal cache
+        embeds = transformer.model.embed_tokens(ids, out_dtype=dtype).to(dtype)
+        hidden, _, cache = transformer.model(None, embeds=embeds, past_key_values=cache)
+        return transformer.logits(hidden)[:, -1]
+
+    return next_logits
+
+
+class LanguageModel:
+    """The Qwen3 in a CLIP. Raises ValueError where the CLIP has another text encoder."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        stage = clip.cond_stage_model
+        self.transformer = getattr(getattr(stage, getattr(stage, "clip", ""), None), "transformer", None)
+        theirs = getattr(getattr(self.transformer, "model", None), "config", None)
+        if getattr(theirs, "transformer_type", None) != "llama" or not getattr(theirs, "q_norm", None):
+            raise ValueError(
+                f"{type(stage).__name__} cannot write: the clip must be Z-Image's text encoder, Qwen3-4B. "
+                "Or choose an endpoint as source."
+            )
+        self.config = Qwen3Config(
+            **{name: getattr(theirs, name) for name in Qwen3Config.__dataclass_fields__}
+        )
+        self.tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip).tokenizer
+        self.instructed = self.config.vocab_size >= SMALLEST_INSTRUCTED
+        self.thinking = THINKING if self.instructed else {}
+        self.stops = {self.tokenizer.convert_tokens_to_ids(token) for token in STOPS}
+
+    def encode(self, messages: list[Message], thinking: bool) -> list[int]:
+        chat = as_chat(messages, thinking if self.instructed else None)
+        pieces = re.split("(<think>|</think>)", chat) if self.thinking else [chat]
+        ids = []
+        for piece in pieces:
+            named = self.thinking.get(piece)
+            ids += self.tokenizer(piece)["input_ids"] if named is None else [named]
+        return ids
+
+    def write(
+        self,
+        messages: list[Message],
+        sampling: Sampling,
+        max_tokens: int,
+        thinking: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> tuple[str, str]:
+        """Returns what was written, thinking included, and a note of how much.
+
+        on_text hears all the text after each token; the host's interrupt ends it between two.
+        """
+        prompt = self.encode(messages, thinking)
+        capacity = len(prompt) + max_tokens
+        device = self.clip.patcher.load_device
+        dtype = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+        head = self.config.vocab_size * self.config.hidden_size * dtype.itemsize
+        needed = KeyValueCache.bytes_needed(self.config, capacity, dtype) + head + HEADROOM
+        memory.load_models_gpu([self.clip.patcher], memory_required=needed)
+        stream = TextStream(self.tokenizer, {token: name for name, token in self.thinking.items()})
+
+        def on_token(token: int) -> None:
+            memory.throw_exception_if_processing_interrupted()
+            text = stream.add(token)
+            if on_text is not None:
+                on_text(text)
+
+        with getattr(memory, "cuda_device_context", contextlib.nullcontext)(device):
+            next_logits = self.steps(capacity, device, dtype)
+            written = generate(next_logits, prompt, sampling, self.stops, max_tokens, on_token, device)
+        end = "" if written.ended else f", cut off at max_tokens {max_tokens}"
+        return stream.finish(), f"{len(prompt)} tokens read, {len(written.tokens)} written{end}"
+
+    def steps(self, capacity: int, device: torch.device, dtype: torch.dtype) -> NextLogits:
+        if hasattr(self.transformer, "init_kv_cache"):
+            return host_steps(self.transformer, capacity, device, dtype)
+        return steps(HostQwen3(self.config, self.transformer.model, dtype), capacity, device, dtype)
