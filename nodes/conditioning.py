@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ...zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
+from ..zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
 from .host.page.progress import show_text
 from .host.page.schema import known, schema
 from .host.writing import encodings

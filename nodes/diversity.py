@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.diversity import UNTIL
+from ..zimage_core.sampling.diversity import UNTIL
 from .host.page.schema import known, schema
 from .host.running.diversity import diversified
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ...zimage_core.edit_plan import plan
-from ...zimage_core.prompt.instruction import prompts_of
+from ..zimage_core.prompt.instruction import prompts_of
+from ..zimage_core.sampling.edit_plan import plan
 from .edit_inputs import optional, required
 from .host.page.progress import show_text
 from .host.page.schema import schema

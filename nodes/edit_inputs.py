@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.config import SHIFT, TURBO_STEPS
-from ...zimage_core.edit_plan import AUTO, STRENGTHS
+from ..zimage_core.config import SHIFT, TURBO_STEPS
+from ..zimage_core.sampling.edit_plan import AUTO, STRENGTHS
 from .host.page.schema import known
 
 

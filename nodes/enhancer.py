@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.prompt.enhance import Request, enhance, terms
-from ...zimage_core.prompt.messages import AUTO, choose_template
+from ..zimage_core.prompt.enhancer import Request, enhance, terms
+from ..zimage_core.prompt.messages import AUTO, choose_template
 from .enhancer_settings import CHOICES, USE_PROMPT, widgets
 from .host.page.progress import show_text
 from .host.page.saved_workflow import put_widgets

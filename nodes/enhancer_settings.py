@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.prompt.enhance import LARGEST_SEED
-from ...zimage_core.prompt.messages import AUTO, LANGUAGES, TEMPLATES
+from ..zimage_core.prompt.enhancer import LARGEST_SEED
+from ..zimage_core.prompt.messages import AUTO, LANGUAGES, TEMPLATES
 from .host.page.schema import known
 from .host.writing.sources import TEXT_ENCODER, sources
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.guidance import Guidance
+from ..zimage_core.sampling.guidance import Guidance
 from .host.page.schema import known, schema
 from .host.running.guider import reference_guider
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.config import LATENT_DOWNSCALE, SIZE_BUCKETS, SIZE_MULTIPLE, S3DiTConfig
+from ..zimage_core.config import LATENT_DOWNSCALE, SIZE_BUCKETS, SIZE_MULTIPLE, S3DiTConfig
 from .host.page.schema import schema
 from .host.running.sampling import empty_latent
 

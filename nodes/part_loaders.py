@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ...zimage_core.weights import READERS
+from ..zimage_core.weights import READERS
 from .host.loading.clip import load_clip
 from .host.loading.files import choices, resolve
 from .host.loading.loaded_parts import loaded

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...zimage_core.config import SHIFT, TURBO_STEPS
-from ...zimage_core.schedule import flow_sigmas
+from ..zimage_core.config import SHIFT, TURBO_STEPS
+from ..zimage_core.sampling.schedule import flow_sigmas
 from .host.page.schema import known, schema
 from .host.running.sampling import sample_euler
 

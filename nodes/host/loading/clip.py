@@ -13,8 +13,8 @@ import folder_paths
 import torch
 from comfy.supported_models_base import ClipTarget
 
-from .....zimage_core.config import Qwen3Config
-from .....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
+from ....zimage_core.config import Qwen3Config
+from ....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
 from .files import NANO
 
 NANO_TOKENIZER = NANO / "tokenizer"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .....zimage_core.weights import WeightsError
+from ....zimage_core.weights import WeightsError
 
 BUILT_IN = "built-in: nano"
 NANO = Path(__file__).resolve().parents[3] / "models" / "nano"

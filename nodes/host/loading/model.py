@@ -16,7 +16,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from .....zimage_core.weights import Checkpoint, WeightsError, read_transformer
+from ....zimage_core.weights import Checkpoint, WeightsError, read_transformer
 from ..running.s3dit import Model
 from .files import NANO, nano_settings
 

@@ -9,8 +9,8 @@ from typing import Any
 import comfy.sd
 import torch
 
-from .....zimage_core.config import AutoencoderConfig
-from .....zimage_core.weights import read_autoencoder
+from ....zimage_core.config import AutoencoderConfig
+from ....zimage_core.weights import read_autoencoder
 
 
 def load_vae(path: Path) -> Any:

@@ -12,8 +12,8 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from .....zimage_core.vision import VisionEncoder
-from .....zimage_core.weights import load_vision_encoder, read_vision_encoder
+from ....zimage_core.model.vision import VisionEncoder
+from ....zimage_core.weights import load_vision_encoder, read_vision_encoder
 
 HOSTS_OWN = "siglip2_vision_model"  # its name in the host's table of encoders
 

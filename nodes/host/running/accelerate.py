@@ -17,8 +17,8 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
 
-from .....zimage_core.config import S3DiTConfig
-from .....zimage_core.run_memo import TimestepMemo
+from ....zimage_core.config import S3DiTConfig
+from ....zimage_core.model.memo import TimestepMemo
 from .conds import caption_conds
 from .s3dit import HostS3DiT
 

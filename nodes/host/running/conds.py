@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from comfy.conds import CONDRegular
 from torch import Tensor
 
-from .....zimage_core.run_memo import RunMemo, TimestepMemo
+from ....zimage_core.model.memo import RunMemo, TimestepMemo
 from .references import CELLS, ReferenceCond, reference_conds
 from .regions import REGIONS, RegionsCond
 

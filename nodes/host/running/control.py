@@ -16,9 +16,9 @@ import comfy.utils
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .....zimage_core.control import Control, ControlNet, control_latent, filled
-from .....zimage_core.run_memo import TimestepMemo
-from .....zimage_core.weights import read_control
+from ....zimage_core.conditions.control import Control, ControlNet, control_latent, filled
+from ....zimage_core.model.memo import TimestepMemo
+from ....zimage_core.weights import read_control
 from ..loading.files import NANO
 from ..loading.model import Config, quantised_state
 from .s3dit import CONTROLS, HostAttention, HostS3DiT

@@ -9,7 +9,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .....zimage_core.diversity import varied
+from ....zimage_core.sampling.diversity import varied
 
 KEY = "zimage_diversity"
 

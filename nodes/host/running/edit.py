@@ -11,11 +11,11 @@ import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from torch import Tensor
 
-from .....zimage_core.config import LATENT_DOWNSCALE, SIZE_MULTIPLE
-from .....zimage_core.edit_plan import Plan
-from .....zimage_core.guidance import Guidance
-from .....zimage_core.inpaint import composite, feathered, fitted_mask, grown, latent_mask, padded
-from .....zimage_core.schedule import strength_sigmas
+from ....zimage_core.config import LATENT_DOWNSCALE, SIZE_MULTIPLE
+from ....zimage_core.sampling.edit_plan import Plan
+from ....zimage_core.sampling.guidance import Guidance
+from ....zimage_core.sampling.inpaint import composite, feathered, fitted_mask, grown, latent_mask, padded
+from ....zimage_core.sampling.schedule import strength_sigmas
 from ..writing.encodings import encode, tokens_of
 from .flowedit import FlowEditGuider, FlowEditSampler
 from .guider import reference_guider

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .....zimage_core.flowedit import flow_edit
+from ....zimage_core.sampling.flowedit import flow_edit
 from .s3dit import HostS3DiT
 
 PLAIN = {"pooled_output", "attention_mask"}  # what an encoded prompt has that nothing was done to

@@ -7,7 +7,7 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from .....zimage_core.guidance import Guidance
+from ....zimage_core.sampling.guidance import Guidance
 
 
 class ReferenceGuider(comfy.samplers.CFGGuider):

@@ -10,9 +10,9 @@ import torch
 from comfy.conds import CONDRegular
 from torch import Tensor
 
-from .....zimage_core.config import REFERENCE_AREA, S3DiTConfig, VisionConfig
-from .....zimage_core.prompt.template import split_prompt
-from .....zimage_core.reference_image import prepare_reference
+from ....zimage_core.conditions.reference_image import prepare_reference
+from ....zimage_core.config import REFERENCE_AREA, S3DiTConfig, VisionConfig
+from ....zimage_core.prompt.template import split_prompt
 from ..loading.files import nano_settings
 
 PATCH_AREA = S3DiTConfig.patch_size**2  # latent cells per token

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from comfy.conds import CONDRegular
 from torch import Tensor
 
-from .....zimage_core.regional import Region
+from ....zimage_core.conditions.regions import Region
 
 REGIONS = "zimage_regions"  # in a conditioning: a tuple of Region
 

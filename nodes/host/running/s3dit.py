@@ -11,13 +11,13 @@ from comfy.ldm.modules import attention as host_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from .....zimage_core.attention import Attention
-from .....zimage_core.config import S3DiTConfig
-from .....zimage_core.control import Control, ControlPath
-from .....zimage_core.omni import renewed
-from .....zimage_core.rope import rotate
-from .....zimage_core.run_memo import TimestepMemo
-from .....zimage_core.transformer import Block, Prepared, S3DiT
+from ....zimage_core.conditions.control import Control, ControlPath
+from ....zimage_core.conditions.references import renewed
+from ....zimage_core.config import S3DiTConfig
+from ....zimage_core.model.attention import Attention
+from ....zimage_core.model.memo import TimestepMemo
+from ....zimage_core.model.rope import rotate
+from ....zimage_core.model.s3dit import Block, Prepared, S3DiT
 from .conds import caption_conds
 from .references import CELLS, PATCH_AREA, reference_conds
 from .regions import REGIONS

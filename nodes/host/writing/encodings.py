@@ -12,9 +12,9 @@ import comfy.sd
 import torch
 import torch.nn.functional as F
 
-from .....zimage_core.config import REFERENCE_MAX_TOKENS, S3DiTConfig
-from .....zimage_core.prompt.syntax import EMBEDDING
-from .....zimage_core.prompt.template import TEMPLATE, apply_template
+from ....zimage_core.config import REFERENCE_MAX_TOKENS, S3DiTConfig
+from ....zimage_core.prompt.syntax import EMBEDDING
+from ....zimage_core.prompt.template import TEMPLATE, apply_template
 
 KEPT_TOKENS = 8192  # of each text encoder: 84 MB at full size
 AS_IT_IS = "{}"  # the host's word for a template that adds nothing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .....zimage_core.prompt.endpoint_settings import Endpoint, EndpointError, read_endpoints
+from ....zimage_core.prompt.endpoint_settings import Endpoint, EndpointError, read_endpoints
 
 SETTINGS = "zimage_endpoints.json"
 

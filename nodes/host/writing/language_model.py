@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .....zimage_core.config import Qwen3Config
-from .....zimage_core.prompt.generate import NextLogits, Sampling, TextStream, generate, steps
-from .....zimage_core.prompt.messages import SMALLEST_INSTRUCTED, Message, as_chat
-from .....zimage_core.text_encoder import KeyValueCache, Qwen3TextEncoder
+from ....zimage_core.config import Qwen3Config
+from ....zimage_core.model.text_encoder import KeyValueCache, Qwen3TextEncoder
+from ....zimage_core.prompt.messages import SMALLEST_INSTRUCTED, Message, as_chat
+from ....zimage_core.prompt.writing import NextLogits, Sampling, TextStream, generate, steps
 
 # Qwen3's, which the tokenizer that the host has does not know under 0.3.75: it is Qwen2.5's.
 THINKING = {"<think>": 151667, "</think>": 151668}

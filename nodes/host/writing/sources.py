@@ -6,10 +6,10 @@ from typing import Any
 
 import comfy.model_management as memory
 
-from .....zimage_core.prompt.endpoint import EndpointError, complete
-from .....zimage_core.prompt.enhance import Draft, Write, WriterFailed
-from .....zimage_core.prompt.generate import Sampling
-from .....zimage_core.prompt.messages import Message
+from ....zimage_core.prompt.endpoint import EndpointError, complete
+from ....zimage_core.prompt.enhancer import Draft, Write, WriterFailed
+from ....zimage_core.prompt.messages import Message
+from ....zimage_core.prompt.writing import Sampling
 from ..page.progress import LiveText
 from .endpoints import endpoint, endpoint_names
 from .language_model import LanguageModel
