@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .host.loading.control import load_control
 from .host.loading.files import choices
 from .host.page.schema import known, schema
-from .host.running.control import ControlPatch, controlled, load_control
+from .host.running.control import ControlPatch, controlled
 from .part_loaders import CATEGORY, ZImagePartLoader
 
 CONTROL = io.Custom("ZIMAGE_CONTROL")

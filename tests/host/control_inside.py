@@ -99,7 +99,7 @@ def steered(
     patcher, file: str, vae=None, strength=0.8, start=0.0, end=1.0, image=PICTURES[:1], inpaint=False
 ):
     pictures = (image, *((MASK, SCENE) if inpaint else (None, None)))
-    control = host.load_control(SCRATCH / f"{file}.safetensors")
+    control = extension_module("nodes.host.loading.control").load_control(SCRATCH / f"{file}.safetensors")
     patch = host.ControlPatch(control, vae or PooledVAE(), strength, start, end, *pictures)
     return host.controlled(patcher, patch)
 

@@ -225,7 +225,7 @@ def vision() -> dict:
         "features": relative(found, encoder.features(picture)),
         "host's own": isinstance(loaded, comfy.clip_vision.ClipVisionModel),
     }
-    nano = extension_module("nodes.host.loading.files").NANO
+    nano = extension_module("nodes.host.built_in").NANO
     clip = extension_module("nodes.host.loading.clip").load_clip(nano / "text_encoder.safetensors")
     vae = extension_module("nodes.host.loading.vae").load_vae(nano / "autoencoder.safetensors")
     make = extension_module("nodes.host.running.references").omni_conditioning

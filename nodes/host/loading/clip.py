@@ -15,7 +15,7 @@ from comfy.supported_models_base import ClipTarget
 
 from ....zimage_core.config import Qwen3Config
 from ....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
-from .files import NANO
+from ..built_in import NANO
 
 NANO_TOKENIZER = NANO / "tokenizer"
 

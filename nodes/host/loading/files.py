@@ -4,15 +4,14 @@ model.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import folder_paths
 
 from ....zimage_core.weights import WeightsError
+from ..built_in import NANO
 
 BUILT_IN = "built-in: nano"
-NANO = Path(__file__).resolve().parents[3] / "models" / "nano"
 
 FOLDERS = {  # the host's, in the order in which they are searched
     "transformer": ("diffusion_models",),
@@ -87,8 +86,3 @@ def resolve(kind: str, name: str) -> Path:
         f"no {kind.replace('_', ' ')} named {name!r}: {len(listed)} files were found in "
         f"{', '.join(_searched(kind))}. Put the file there, refresh the page and choose it from the list."
     )
-
-
-def nano_settings() -> dict:
-    """models/nano/config.json: sizes of the three parts and the colours of its live preview."""
-    return json.loads((NANO / "config.json").read_text(encoding="utf-8"))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
 import comfy.model_management as management
-import comfy.model_patcher
 import comfy.supported_models
 import comfy.utils
 import torch
 
-from ....zimage_core.weights import Checkpoint, WeightsError, read_transformer
+from ....zimage_core.weights import WeightsError, read_transformer
+from ..built_in import NANO, nano_settings
 from ..running.s3dit import Model
-from .files import NANO, nano_settings
+from .patcher import patched, quantised_state
 
 DTYPES = {
     "auto": None,
@@ -76,31 +75,14 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     else:  # fp8 without scales stays as it is: the host casts it at each use
         state = checkpoint.plain() if checkpoint.formats else dict(checkpoint.tensors)
 
-    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
-    _set_dtypes(config, state, dtype, quantised, load_device)
-    model = config.get_model(state, "").to(offload_device)
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:  # looked up now: the host rebinds it when dynamic VRAM starts
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    _set_dtypes(config, state, dtype, quantised)
+    model = config.get_model(state, "").to(management.unet_offload_device())
+    patcher = patched(model, load_patcher, (path, weight_dtype), disable_dynamic)
     options = {}
     if "assign" in inspect.signature(model.load_model_weights).parameters:
         options["assign"] = patcher.is_dynamic()
     model.load_model_weights(state, "", **options)
-    patcher.cached_patcher_init = (load_patcher, (path, weight_dtype))
     return patcher
-
-
-def quantised_state(config: Config, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """fp8 layers as this host's per-layer quantisation takes them."""
-    state = dict(checkpoint.tensors)
-    if "layer_quant_config" in vars(comfy.supported_models.supported_models_base.BASE):  # 0.3.72 to 0.3.76
-        config.layer_quant_config = checkpoint.formats
-    else:
-        for layer, spec in checkpoint.formats.items():
-            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(spec).encode()), dtype=torch.uint8)
-        config.quant_config = comfy.utils.detect_layer_quantization(state, "")
-    return state
 
 
 def _set_dtypes(
@@ -108,10 +90,9 @@ def _set_dtypes(
     state: dict[str, torch.Tensor],
     dtype: torch.dtype | None,
     quantised: bool,
-    load_device: torch.device,
 ) -> None:
     """The types that the host's own loader would choose: of the stored weights, and of the computation."""
-    supported = list(config.supported_inference_dtypes)
+    supported, load_device = list(config.supported_inference_dtypes), management.get_torch_device()
     if dtype is None:
         dtype = management.unet_dtype(
             model_params=comfy.utils.calculate_parameters(state),

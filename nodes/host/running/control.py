@@ -1,26 +1,17 @@
-"""Control networks on a MODEL: weights in the host's memory management, latents of their pictures, and when
-they steer.
-"""
+"""Control networks on a MODEL: the latents of their pictures, and when they steer."""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
 import comfy.model_management as management
-import comfy.model_patcher
-import comfy.ops
 import comfy.utils
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....zimage_core.conditions.control import Control, ControlNet, control_latent, filled
 from ....zimage_core.model.memo import TimestepMemo
-from ....zimage_core.weights import read_control
-from ..loading.files import NANO
-from ..loading.model import Config, quantised_state
 from .s3dit import CONTROLS, HostAttention, HostS3DiT
 
 SAME_SIGMA = 1e-5  # closer ones are equal: schedulers and percentages round differently
@@ -28,29 +19,6 @@ SAME_SIGMA = 1e-5  # closer ones are equal: schedulers and percentages round dif
 
 class HostControlNet(ControlNet):
     attention_class = HostAttention
-
-
-def load_control(path: Path, disable_dynamic: bool = False) -> Any:
-    """A control network in the host's patcher. Raises WeightsError for files that are none."""
-    checkpoint = read_control(path)
-    logging.info("Z-Image ControlNet: %s", checkpoint.summary)
-    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
-    state, operations = checkpoint.tensors, comfy.ops.manual_cast
-    if checkpoint.formats and path.parent == NANO:  # fp8 saves nothing worth having in a small one
-        state = checkpoint.plain()
-    elif checkpoint.formats:
-        config = Config({"image_model": "lumina2"})
-        state = quantised_state(config, checkpoint)
-        compute = management.unet_manual_cast(None, load_device, list(config.supported_inference_dtypes))
-        operations = comfy.ops.pick_operations(None, compute, load_device=load_device, model_config=config)
-    network = HostControlNet(checkpoint.config, offload_device, checkpoint.dtype, operations)
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:  # looked up now: the host rebinds it when dynamic VRAM starts
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    patcher = patcher_class(network.eval(), load_device=load_device, offload_device=offload_device)
-    network.load_state_dict(state, assign=True)  # each tensor in the file's own type
-    patcher.cached_patcher_init = (load_control, (path,))
-    return patcher
 
 
 def controlled(model: Any, patch: ControlPatch) -> Any:

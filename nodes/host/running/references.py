@@ -13,7 +13,7 @@ from torch import Tensor
 from ....zimage_core.conditions.reference_image import prepare_reference
 from ....zimage_core.config import REFERENCE_AREA, S3DiTConfig, VisionConfig
 from ....zimage_core.prompt.template import split_prompt
-from ..loading.files import nano_settings
+from ..built_in import nano_settings
 
 PATCH_AREA = S3DiTConfig.patch_size**2  # latent cells per token
 CELLS = {  # argument of omni models -> how many latent cells one of its tensors is worth
