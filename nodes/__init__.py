@@ -2,25 +2,22 @@
 
 from .accelerate import ZImageAccelerate
 from .conditioning import ZImageTextEncode
-from .control import ZImageControl, ZImageControlLoader
+from .control import ZImageControl
 from .diversity import ZImageDiversity
 from .edit import ZImageEdit
 from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
-from .part_loaders import ZImageModelLoader, ZImageTextEncoderLoader, ZImageVAELoader, ZImageVisionLoader
+from .part_loaders import PART_LOADERS
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 
 NODES = (
     ZImageLoader,
-    ZImageModelLoader,
-    ZImageTextEncoderLoader,
-    ZImageVAELoader,
-    ZImageVisionLoader,
+    *(PART_LOADERS[widget] for widget in ("transformer", "text_encoder", "vae", "vision")),
     ZImageAccelerate,
-    ZImageControlLoader,
+    PART_LOADERS["control"],
     ZImageControl,
     ZImageTextEncode,
     ZImagePromptEnhancer,

@@ -4,40 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.loading.control import load_control
-from .host.loading.files import choices
 from .host.page.schema import known, schema
 from .host.running.control import ControlPatch, controlled
-from .part_loaders import CATEGORY, ZImagePartLoader
-
-CONTROL = io.Custom("ZIMAGE_CONTROL")
-
-
-class ZImageControlLoader(ZImagePartLoader):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="ZImageControlLoader",
-            display_name="Z-Image Control Loader",
-            category=CATEGORY,
-            description="Loads a Z-Image-Fun-Controlnet-Union of any version, 1.0 to 2.1 and lite.",
-            search_aliases=["controlnet loader", "load controlnet model", "model patch loader"],
-            inputs=[
-                io.Combo.Input(
-                    "control",
-                    options=choices("control"),
-                    tooltip="The control, from models/model_patches or models/controlnet: bf16, fp16, fp32 "
-                    "or fp8. It belongs to the transformer that it was trained for, Turbo or Base; the "
-                    "built-in one, for edges, to the built-in transformer.",
-                )
-            ],
-            outputs=[CONTROL.Output(display_name="control", tooltip="For Z-Image Control.")],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, control: str) -> io.NodeOutput:
-        return cls.give(load_control, "control", control)
+from .parts import CONTROL
 
 
 class ZImageControl(io.ComfyNode):

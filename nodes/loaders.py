@@ -5,15 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..zimage_core.weights import READERS, WeightsError
-from .host.loading.clip import load_clip
 from .host.loading.files import resolve
 from .host.loading.loaded_parts import held
-from .host.loading.model import load_patcher
-from .host.loading.vae import load_vae
 from .host.page.expand import expanded
 from .host.page.progress import show_text
 from .host.page.schema import schema
-from .part_loaders import CATEGORY, PARTS, outputs, part_input, weight_dtype_input
+from .part_loaders import CATEGORY
+from .parts import PARTS, part_input, part_output, weight_dtype_input
 
 WIDGETS = ("transformer", "text_encoder", "vae")
 
@@ -29,7 +27,7 @@ class ZImageLoader(io.ComfyNode):
             "fp8. 'built-in: nano' is a small model that comes with the extension.",
             search_aliases=["zimage", "z-image", "zit", "load z-image"],
             inputs=[*map(part_input, WIDGETS), weight_dtype_input()],
-            outputs=outputs("model", "clip", "vae"),
+            outputs=[*map(part_output, WIDGETS)],
             hidden=[io.Hidden.unique_id],
             enable_expand=True,
         )
@@ -40,8 +38,8 @@ class ZImageLoader(io.ComfyNode):
         left to nodes of their own, whose results the host keeps by their own inputs.
         """
         names = dict(zip(WIDGETS, (transformer, text_encoder, vae), strict=True))
-        paths = {widget: resolve(PARTS[widget][0], name) for widget, name in names.items()}
-        found = {widget: READERS[PARTS[widget][0]](path, values=False) for widget, path in paths.items()}
+        paths = {widget: resolve(PARTS[widget].kind, name) for widget, name in names.items()}
+        found = {widget: READERS[PARTS[widget].kind](path, values=False) for widget, path in paths.items()}
         width = found["text_encoder"].config.hidden_size
         needed = found["transformer"].config.cap_feat_dim
         if width != needed:
@@ -51,13 +49,11 @@ class ZImageLoader(io.ComfyNode):
             )
         summary = "\n".join(checkpoint.summary for checkpoint in found.values())
         show_text(cls.hidden.unique_id, summary)
-        dtype = {"weight_dtype": weight_dtype}
-        parts = [
-            held(load_patcher, paths["transformer"], weight_dtype)
-            or ("ZImageModelLoader", {"transformer": transformer, **dtype}),
-            held(load_clip, paths["text_encoder"])
-            or ("ZImageTextEncoderLoader", {"text_encoder": text_encoder}),
-            held(load_vae, paths["vae"]) or ("ZImageVAELoader", {"vae": vae}),
-        ]
+        settings = {"transformer": {"weight_dtype": weight_dtype}}
+        parts = []
+        for widget, name in names.items():
+            part, given = PARTS[widget], settings.get(widget, {})
+            held_part = held(part.load, paths[widget], *given.values())
+            parts.append(held_part or (part.node, {widget: name, **given}))
         results, graph = expanded(parts)
         return io.NodeOutput(*results, expand=graph, ui=ui.PreviewText(summary))

@@ -40,7 +40,7 @@ def test_arrows_point_one_way() -> None:
         source = path.read_text(encoding="utf-8")
         assert "comfy.ldm.lumina" not in source, f"{path} depends on the host's own Z-Image"
     for path in (ROOT / "nodes").glob("*.py"):
-        assert imports(path) <= {"__future__", "comfy", "comfy_api", "torch"}, path
+        assert imports(path) <= {"__future__", "comfy", "comfy_api", "torch", "typing"}, path
 
 
 def test_the_library_imports_alone() -> None:
