@@ -7,6 +7,7 @@ from .diversity import ZImageDiversity
 from .edit import ZImageEdit
 from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
+from .host.page.errors import bare_names
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
 from .part_loaders import PART_LOADERS
@@ -29,3 +30,5 @@ NODES = (
     ZImageEdit,
     ZImageDiversity,
 )
+
+bare_names()

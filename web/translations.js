@@ -9,7 +9,7 @@ const OURS = "ZImage";
 const PATIENCE = 3000; // milliseconds until the page has loaded its language
 
 /** The page's vue-i18n, or nothing where it cannot be reached. */
-function translations() {
+export function translations() {
   const page = document.querySelector("#vue-app")?.__vue_app__;
   return page?._context?.provides?.[page.__VUE_I18N_SYMBOL__]?.global;
 }

@@ -12,6 +12,7 @@ class Frontend:
     alarm: str  # appears when nodes are missing, and when a run fails
     to_details: str | None  # in the alarm: leads to what went wrong, where the alarm itself does not say it
     details: str
+    toast: str  # says in short that a run failed, and of our nodes why
     missing_nodes: str  # what the details then say, as text
 
 
@@ -21,12 +22,14 @@ FRONTENDS = {
         "[role=dialog]",
         None,
         "[role=dialog]",
+        ".p-toast-message-error",
         "This workflow has missing nodes",
     ),
     (1, 49): Frontend(
         "[data-testid=error-overlay], [role=dialog]",
         "[data-testid=error-overlay-see-errors]",
         "[data-testid=properties-panel]",
+        "[data-testid=error-overlay]",
         "Missing Node Packs",
     ),
 }
