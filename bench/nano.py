@@ -25,7 +25,7 @@ from zimage_core import ZImagePipeline
 from zimage_core.train.nano import autoencoder, pictures, text
 from zimage_core.train.nano.captions import (
     LANGUAGES,
-    Captions,
+    CaptionSet,
     Concept,
     fill,
     held_out_captions,
@@ -208,7 +208,7 @@ def picture_rows(nano: Nano, sheet: Path) -> list[dict]:
 def text_rows(nano: Nano) -> list[dict]:
     concepts, bpe, model = nano.concepts, nano.pipe.tokenizer, nano.writer
     unseen = text.encode(bpe, [text.plain(pair.caption) for pair in held_out_captions(concepts)])
-    trained = text.encode(bpe, [text.plain(pair.caption) for pair in Captions(concepts).all()])
+    trained = text.encode(bpe, [text.plain(pair.caption) for pair in CaptionSet(concepts).all()])
     unigram = text.unigram_perplexity(trained, unseen, len(bpe))
     return [
         row(

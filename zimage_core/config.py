@@ -54,6 +54,10 @@ class S3DiTConfig:
     def head_dim(self) -> int:
         return self.dim // self.n_heads
 
+    @property
+    def patch_features(self) -> int:
+        return self.patch_size**2 * self.in_channels
+
 
 @dataclass(frozen=True)
 class ControlConfig:

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from .conditions.control import Control
 from .conditions.reference_image import prepare_reference
-from .conditions.regions import Region
+from .conditions.references import References
+from .conditions.regions import Region, Regions
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
 from .model.autoencoder import AutoencoderKL
-from .model.memo import RunMemo, TimestepMemo
-from .model.s3dit import S3DiT
+from .model.memo import RunMemo
+from .model.s3dit import Condition, Prompt, S3DiT
+from .model.sequence import Captions
 from .model.text_encoder import Qwen3TextEncoder
 from .model.vision import VisionEncoder
 from .prompt.template import TEMPLATE, apply_template, load_tokenizer, split_prompt, tokenise_texts
@@ -39,17 +41,6 @@ class PipelineOutput:
     """
 
     images: Any
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Features [B, L, cap_feat_dim], right-padded, and which of them are real: bool [B, L]."""
-
-    features: Tensor
-    mask: Tensor
-
-    def repeat(self, count: int) -> Captions:
-        return Captions(*(t.repeat_interleave(count, dim=0) for t in (self.features, self.mask)))
 
 
 class ZImagePipeline:
@@ -142,16 +133,16 @@ class ZImagePipeline:
             if cut:
                 log.warning("prompt cut at %s tokens, %s left out: %.60s...", max_tokens, cut, prompt)
         ids, mask = tokens.input_ids.to(self.device), tokens.mask.to(self.device)
-        return Captions(self.text_encoder(ids, mask), mask)
+        return Captions(self.text_encoder(ids, mask), tuple(mask.sum(dim=-1).tolist()))
 
     @torch.no_grad()
-    def encode_references(self, images: list[Any], area: int | None = None) -> dict[str, list[Tensor]]:
-        """Reference images -> what the transformer takes beside the prompt's features.
+    def encode_references(
+        self, images: list[Any], area: int | None = None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Reference images -> their latents, the other segments' features, and their siglip features.
 
         area: pixels that those of more than a megapixel get instead of one megapixel.
         """
-        if not images:
-            return {}
         if self.transformer.config.siglip_feat_dim is None or self.vision is None:
             lacking = "omni weights (siglip_*)" if self.vision else "omni weights and their vision encoder"
             raise ValueError(f"reference images need {lacking}: this pipeline has none")
@@ -167,7 +158,7 @@ class ZImagePipeline:
             ids = tokenise_texts(self.tokenizer, [segment]).input_ids.to(self.device)
             contexts.append(self.text_encoder(ids))
         siglip = [self.vision.features(p.seen.to(self.device)) for p in pictures]
-        return {"ref_latents": latents, "ref_contexts": contexts, "siglip_feats": siglip}
+        return latents, contexts, siglip
 
     @torch.no_grad()
     def __call__(
@@ -210,84 +201,65 @@ class ZImagePipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
         images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
-        references = self.encode_references(images, height * width if height and width else None)
-        if references:
-            last = references["ref_latents"][-1]
-            found = (self.autoencoder.config.downscale * side for side in last.shape[-2:])
+        references = None
+        if images:
+            references = self.encode_references(images, height * width if height and width else None)
+            found = (self.autoencoder.config.downscale * side for side in references[0][-1].shape[-2:])
             height, width = (given or size for given, size in zip((height, width), found, strict=True))
         height, width = height or 1024, width or 1024
 
         def encoded(texts: list[str]) -> Captions:
             captions = self.encode_prompts(texts, max_sequence_length, len(images), system_prompt, template)
-            return captions.repeat(num_images_per_prompt)
+            return captions.repeated(num_images_per_prompt)
 
-        positive = encoded(prompts)
-        negative = None
+        def condition(captions: Captions) -> Condition:
+            prompt = Prompt(captions)
+            return prompt if references is None else References.of(prompt, *references)
+
+        positive = negative = condition(encoded(prompts))
         if guidance.scale > 0:
-            given = negative_prompt or ""
-            negatives = [given] * len(prompts) if isinstance(given, str) else list(given)
+            unwanted = negative_prompt or ""
+            negatives = [unwanted] * len(prompts) if isinstance(unwanted, str) else list(unwanted)
             if len(negatives) != len(prompts):
                 raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-            negative = encoded(negatives)
-
-        placed = []
-        for given, weight in regions:
-            texts = [given] * len(prompts) if isinstance(given, str) else given
-            captions = self.encode_prompts(texts, max_sequence_length, 0, system_prompt, template)
-            captions = captions.repeat(num_images_per_prompt)
-            lengths = tuple(captions.mask.sum(dim=-1).tolist())
-            placed.append(Region(captions.features, weight[None], lengths))
+            negative = condition(encoded(negatives))
+        if regions:
+            if references:
+                raise ValueError("prompts for regions and reference images cannot go together")
+            placed = []
+            for texts, weight in regions:
+                texts = [texts] * len(prompts) if isinstance(texts, str) else texts
+                placed.append(Region(encoded(texts), weight[None]))
+            positive = Regions(positive, placed)
         shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
         if tuple(x.shape) != shape:
             raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
-        x = self._sample(
-            x,
-            positive,
-            negative,
-            guidance,
-            flow_sigmas(num_inference_steps, shift).tolist(),
-            callback,
-            references,
-            placed,
-            controls,
-        )
+        sigmas = flow_sigmas(num_inference_steps, shift).tolist()
+        x = self._sample(x, positive, negative, guidance, sigmas, controls, callback)
         return PipelineOutput(self._output(x, output_type))
 
     def _sample(
         self,
         x: Tensor,
-        positive: Captions,
-        negative: Captions | None,
+        positive: Condition,
+        negative: Condition,
         guidance: Guidance,
         sigmas: list[float],
-        callback: Progress | None,
-        references: dict[str, list[Tensor]],
-        regions: list[Region],
         controls: Sequence[Control],
+        callback: Progress | None,
     ) -> Tensor:
-        dtype = self.transformer.x_pad_token.dtype
-        shared = TimestepMemo()
-        memos = {id(c): [RunMemo(shared)] for c in (positive, negative) if c is not None}
+        """Euler steps from noise x down the sigmas."""
+        dtype, memo = self.transformer.x_pad_token.dtype, RunMemo()
 
-        def velocity(captions: Captions, timesteps: Tensor, regions: Sequence[Region] = ()) -> Tensor:
-            return self.transformer(
-                x.to(dtype),
-                timesteps,
-                captions.features,
-                None,
-                captions.mask,
-                run_memo=memos[id(captions)],
-                **references,
-                regions=regions,
-                controls=controls,
-            )
+        def velocity(condition: Condition) -> Tensor:
+            return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=controls, memo=memo)
 
         for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-            v = velocity(positive, timesteps, regions)
-            if negative is not None and guidance.active(sigma):
-                v = guidance.combine(v, velocity(negative, timesteps))
+            v = velocity(positive)
+            if guidance.active(sigma):
+                v = guidance.combine(v, velocity(negative))
             x = euler_step(x, v, sigma, sigma_next)
             if callback is not None:
                 callback(step + 1, len(sigmas) - 1, x)

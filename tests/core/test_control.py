@@ -15,6 +15,8 @@ from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.conditions.control import Control, ControlNet, control_latent
 from zimage_core.config import ControlConfig
 from zimage_core.model.memo import RunMemo
+from zimage_core.model.s3dit import Prompt
+from zimage_core.model.sequence import Captions
 from zimage_core.sampling.schedule import turbo_sigmas
 
 (SEED,) = seeds(1)
@@ -54,7 +56,7 @@ def test_each_version_equals_diffusers(version: str, size: tuple[int, int], leng
     peer = diffusers_of(model)
     theirs = diffusers_control_of(control, model, peer)
     wanted = diffusers_controlled_velocity(peer, [(theirs, latent, 0.7)], x, sigma, [caption[0]])
-    ours = model(x, sigma, caption, controls=[Control(control, latent, 0.7)])
+    ours = model(x, sigma, caption, hooks=[Control(control, latent, 0.7)])
     assert relative(ours, wanted) <= 1e-5
     assert relative(ours, model(x, sigma, caption)) > 0.1
 
@@ -71,7 +73,7 @@ def test_at_the_real_width() -> None:
     peer = diffusers_of(model)
     theirs = diffusers_control_of(control, model, peer)
     wanted = diffusers_controlled_velocity(peer, [(theirs, latent, 1.0)], x, sigma, [caption[0]])
-    assert relative(model(x, sigma, caption, controls=[Control(control, latent)]), wanted) <= 1e-5
+    assert relative(model(x, sigma, caption, hooks=[Control(control, latent)]), wanted) <= 1e-5
 
 
 def fill(module: nn.Module) -> None:
@@ -101,7 +103,7 @@ def test_several_controls_add_their_hints() -> None:
     ]
     theirs = [(diffusers_control_of(control, model, peer), *rest) for control, *rest in parts]
     wanted = diffusers_controlled_velocity(peer, theirs, x, sigma, [caption[0]])
-    assert relative(model(x, sigma, caption, controls=[Control(*part) for part in parts]), wanted) <= 1e-5
+    assert relative(model(x, sigma, caption, hooks=[Control(*part) for part in parts]), wanted) <= 1e-5
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -109,15 +111,15 @@ def test_a_control_twice_is_one_of_both_strengths(version: str) -> None:
     model, control = random_s3dit(BASE, SEED), network(version)
     x, sigma, caption = random_inputs(BASE, SEED, size=(6, 10))
     latent = picture_latent(control.config.channels, SEED)
-    twice = model(x, sigma, caption, controls=[Control(control, latent, s) for s in (0.3, 0.5)])
-    assert relative(twice, model(x, sigma, caption, controls=[Control(control, latent, 0.8)])) <= 1e-5
+    twice = model(x, sigma, caption, hooks=[Control(control, latent, s) for s in (0.3, 0.5)])
+    assert relative(twice, model(x, sigma, caption, hooks=[Control(control, latent, 0.8)])) <= 1e-5
 
 
 def test_without_strength_it_is_the_model_itself() -> None:
     model, control = random_s3dit(BASE, SEED), network("2.1")
     x, sigma, caption = random_inputs(BASE, SEED, size=(6, 10))
     off = Control(control, picture_latent(33, SEED), 0.0)
-    assert torch.equal(model(x, sigma, caption, controls=[off]), model(x, sigma, caption))
+    assert torch.equal(model(x, sigma, caption, hooks=[off]), model(x, sigma, caption))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -128,17 +130,17 @@ def test_a_batch_equals_its_single_runs(version: str) -> None:
     x, sigma, caption = random_inputs(BASE, SEED, batch=4, size=size, length=max(lengths))
     latent = picture_latent(control.config.channels, SEED, batch=2, size=size)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    together = model(x, sigma, caption, attention_mask=mask, controls=[Control(control, latent)])
+    together = model(x, sigma, caption, attention_mask=mask, hooks=[Control(control, latent)])
     for i, length in enumerate(lengths):
         picture = latent[i % 2 : i % 2 + 1]
         alone = model(
-            x[i : i + 1], sigma[i : i + 1], caption[i : i + 1, :length], controls=[Control(control, picture)]
+            x[i : i + 1], sigma[i : i + 1], caption[i : i + 1, :length], hooks=[Control(control, picture)]
         )
         assert relative(together[i : i + 1], alone) <= 1e-5
 
 
 def test_a_run_embeds_the_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight steps of two prompts: one embedding a prompt, and the modulation once a step; nothing changes."""
+    """Eight steps of two prompts: one embedding in all, and the modulation once a step; nothing changes."""
     model, network_ = random_s3dit(BASE, SEED), network("2.1")
     control = Control(network_, picture_latent(33, SEED))
     calls = {"embedded": 0, "modulated": 0}
@@ -149,19 +151,18 @@ def test_a_run_embeds_the_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda *_: calls.update(modulated=calls["modulated"] + 1)
     )
     prompts = [random_inputs(BASE, SEED + i, size=(6, 10))[2] for i in (1, 2)]
-    memos = [[RunMemo()] for _ in prompts]
+    memo, conditions = RunMemo(), [Prompt(Captions.whole(prompt)) for prompt in prompts]
     x = random_inputs(BASE, SEED, size=(6, 10))[0]
     for value in turbo_sigmas()[:-1]:
         sigma = torch.tensor([float(value)])
         outs = [
-            model(x, sigma, prompt, run_memo=memo, controls=[control])
-            for prompt, memo in zip(prompts, memos, strict=True)
+            model(x, sigma, condition=condition, memo=memo, hooks=[control]) for condition in conditions
         ]
         seen = dict(calls)
         fresh = Control(network_, control.latent)
-        assert torch.equal(outs[1], model(x, sigma, prompts[1], controls=[fresh]))
+        assert torch.equal(outs[1], model(x, sigma, prompts[1], hooks=[fresh]))
         calls |= seen
-    assert calls == {"embedded": 2, "modulated": 8}
+    assert calls == {"embedded": 1, "modulated": 8}
 
 
 def encode(pixels: torch.Tensor) -> torch.Tensor:
@@ -209,7 +210,7 @@ def test_a_control_of_another_transformer_is_refused(change: dict, message: str)
     model = random_s3dit(other, SEED)
     x, sigma, caption = random_inputs(other, SEED, size=(6, 10))
     with pytest.raises(ValueError, match=message):
-        model(x, sigma, caption, controls=[Control(network("2.1"), picture_latent(33, SEED))])
+        model(x, sigma, caption, hooks=[Control(network("2.1"), picture_latent(33, SEED))])
 
 
 @pytest.mark.parametrize(
@@ -224,4 +225,4 @@ def test_a_latent_that_does_not_fit_is_refused(latent: tuple, message: str) -> N
     model = random_s3dit(BASE, SEED)
     x, sigma, caption = random_inputs(BASE, SEED, size=(6, 10))
     with pytest.raises(ValueError, match=message):
-        model(x, sigma, caption, controls=[Control(network("2.1"), torch.zeros(latent))])
+        model(x, sigma, caption, hooks=[Control(network("2.1"), torch.zeros(latent))])

@@ -13,7 +13,10 @@ from torch import Tensor
 from tests.core.peers import diffusers_of
 from tests.core.random_models import TINY, WIDE, random_inputs, random_s3dit, relative, seeds
 from zimage_core import S3DiT, S3DiTConfig
-from zimage_core.model.memo import RunMemo, TimestepMemo
+from zimage_core.conditions.references import References
+from zimage_core.model.memo import RunMemo
+from zimage_core.model.s3dit import Prompt
+from zimage_core.model.sequence import Captions
 from zimage_core.prompt.template import apply_template, split_prompt
 
 OMNI = replace(TINY, siglip_feat_dim=48)
@@ -50,6 +53,23 @@ def references(
     }
 
 
+def edited(
+    model: S3DiT,
+    x: Tensor,
+    sigma: Tensor,
+    caption: Tensor,
+    given: dict,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The velocity of a prompt with references."""
+    return model(x, sigma, condition=condition(caption, given, mask))
+
+
+def condition(caption: Tensor, given: dict, mask: Tensor | None = None) -> References:
+    prompt = Prompt(Captions.masked(caption, mask))
+    return References.of(prompt, given["ref_latents"], given["ref_contexts"], given["siglip_feats"])
+
+
 def diffusers_edit(model: S3DiT, x: Tensor, sigma: Tensor, caption: Tensor, given: dict) -> Tensor:
     """The velocity of one sample from diffusers."""
     peer = diffusers_of(model)
@@ -78,9 +98,8 @@ def test_fp32_equals_diffusers(seed: int, shapes: tuple) -> None:
     model = random_s3dit(OMNI, seed)
     x, sigma, caption = random_inputs(OMNI, seed, size=(8, 12), length=21)
     given = references(OMNI, seed, *shapes)
-    assert (
-        relative(model(x, sigma, caption, **given), diffusers_edit(model, x, sigma, caption, given)) <= 1e-5
-    )
+    peer = diffusers_edit(model, x, sigma, caption, given)
+    assert relative(edited(model, x, sigma, caption, given), peer) <= 1e-5
 
 
 def test_fp32_at_the_real_width() -> None:
@@ -89,9 +108,8 @@ def test_fp32_at_the_real_width() -> None:
     model = random_s3dit(config, seed)
     x, sigma, caption = random_inputs(config, seed, size=(10, 14), length=45)
     given = references(config, seed, *TWO)
-    assert (
-        relative(model(x, sigma, caption, **given), diffusers_edit(model, x, sigma, caption, given)) <= 1e-5
-    )
+    peer = diffusers_edit(model, x, sigma, caption, given)
+    assert relative(edited(model, x, sigma, caption, given), peer) <= 1e-5
 
 
 def test_without_references_the_picture_is_that_of_weights_without_siglip() -> None:
@@ -111,9 +129,9 @@ def test_prompts_of_different_lengths_in_one_batch_equal_their_single_runs(lengt
     x, sigma, caption = random_inputs(OMNI, seed, batch=len(lengths), length=max(lengths))
     given = references(OMNI, seed, *TWO)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    batch = model(x, sigma, caption, None, mask, **given)
+    batch = edited(model, x, sigma, caption, given, mask)
     for i, length in enumerate(lengths):
-        alone = model(x[i : i + 1], sigma[i : i + 1], caption[i : i + 1, :length], **given)
+        alone = edited(model, x[i : i + 1], sigma[i : i + 1], caption[i : i + 1, :length], given)
         assert relative(batch[i : i + 1], alone) <= 1e-6
 
 
@@ -123,9 +141,9 @@ def test_each_sample_of_a_batch_may_have_its_own_references() -> None:
     x, sigma, caption = random_inputs(OMNI, seed, batch=2)
     one, other = (references(OMNI, seed + i, *ONE) for i in range(2))
     both = {k: [torch.cat(pair) for pair in zip(one[k], other[k], strict=True)] for k in one}
-    batch = model(x, sigma, caption, **both)
+    batch = edited(model, x, sigma, caption, both)
     for i, given in enumerate((one, other)):
-        alone = model(x[i : i + 1], sigma[i : i + 1], caption[i : i + 1], **given)
+        alone = edited(model, x[i : i + 1], sigma[i : i + 1], caption[i : i + 1], given)
         assert relative(batch[i : i + 1], alone) <= 1e-6
 
 
@@ -135,11 +153,11 @@ def test_every_reference_counts() -> None:
     model = random_s3dit(OMNI, seed)
     x, sigma, caption = random_inputs(OMNI, seed)
     given = references(OMNI, seed, [(8, 8), (6, 10)], [5, 6, 4], [(2, 2), (3, 2)])
-    before = model(x, sigma, caption, **given)
+    before = edited(model, x, sigma, caption, given)
     for name, tensors in given.items():
         for i in range(len(tensors)):
             changed = given | {name: [*tensors[:i], tensors[i] * -1, *tensors[i + 1 :]]}
-            assert relative(model(x, sigma, caption, **changed), before) > 1e-4, (name, i)
+            assert relative(edited(model, x, sigma, caption, changed), before) > 1e-4, (name, i)
 
 
 def test_a_run_computes_once_what_it_repeats() -> None:
@@ -155,11 +173,11 @@ def test_a_run_computes_once_what_it_repeats() -> None:
         getattr(model, name).register_forward_hook(lambda *_, name=name: counts.update([name]))
     fresh = kept = x
     for sigma in (1.0, 0.6, 0.2):
-        fresh = fresh - 0.1 * model(fresh, torch.tensor([sigma]), caption, **given)
+        fresh = fresh - 0.1 * edited(model, fresh, torch.tensor([sigma]), caption, given)
     counts.clear()
-    memo = RunMemo(TimestepMemo())
+    memo, once = RunMemo(), condition(caption, given)
     for sigma in (1.0, 0.6, 0.2):
-        kept = kept - 0.1 * model(kept, torch.tensor([sigma]), caption, run_memo=[memo], **given)
+        kept = kept - 0.1 * model(kept, torch.tensor([sigma]), condition=once, memo=memo)
     assert torch.equal(fresh, kept)
     assert counts == {
         "context_refiner": 1,
@@ -179,8 +197,8 @@ def test_without_gradients_it_is_the_same() -> None:
     x, sigma, caption = random_inputs(OMNI, seed)
     given = references(OMNI, seed, *TWO)
     with torch.no_grad():
-        alone = model(x, sigma, caption, **given)
-    assert torch.equal(alone, model(x, sigma, caption, **given))
+        alone = edited(model, x, sigma, caption, given)
+    assert torch.equal(alone, edited(model, x, sigma, caption, given))
 
 
 def test_every_weight_learns() -> None:
@@ -189,7 +207,7 @@ def test_every_weight_learns() -> None:
     x, sigma, caption = random_inputs(OMNI, seed, batch=2, length=40)
     mask = torch.arange(40) < torch.tensor([40, 9])[:, None]
     given = references(OMNI, seed, *TWO)
-    model(x, sigma, caption, None, mask, **given).square().mean().backward()
+    edited(model, x, sigma, caption, given, mask).square().mean().backward()
     assert [
         name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ] == []
@@ -200,13 +218,13 @@ def test_what_does_not_fit_is_named() -> None:
     x, sigma, caption = random_inputs(OMNI, 0)
     given = references(OMNI, 0, *ONE)
     with pytest.raises(ValueError, match="no omni keys"):
-        plain(x, sigma, caption, **given)
+        edited(plain, x, sigma, caption, given)
     with pytest.raises(ValueError, match="siglip features are 7 wide, this model takes 48"):
-        model(x, sigma, caption, **given | {"siglip_feats": [torch.zeros(1, 2, 2, 7)]})
+        edited(model, x, sigma, caption, given | {"siglip_feats": [torch.zeros(1, 2, 2, 7)]})
     with pytest.raises(ValueError, match="3 captions besides the prompt for 1 reference"):
-        model(x, sigma, caption, **given | {"ref_contexts": [caption] * 3})
+        edited(model, x, sigma, caption, given | {"ref_contexts": [caption] * 3})
     with pytest.raises(ValueError, match=r"reference latent has shape \(1, 4, 8, 8\)"):
-        model(x, sigma, caption, **given | {"ref_latents": [torch.zeros(1, 4, 8, 8)]})
+        edited(model, x, sigma, caption, given | {"ref_latents": [torch.zeros(1, 4, 8, 8)]})
 
 
 def test_the_prompt_in_segments() -> None:

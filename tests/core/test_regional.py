@@ -15,8 +15,10 @@ from tests.core.peers import reference_of
 from tests.core.random_models import TINY, random_inputs, random_s3dit, relative, seeds
 from tests.core.reference import Reference, rms, rotary, sinusoid
 from zimage_core import S3DiT
-from zimage_core.conditions.regions import Region
+from zimage_core.conditions.regions import Region, Regions
 from zimage_core.model.memo import RunMemo
+from zimage_core.model.s3dit import Prompt
+from zimage_core.model.sequence import Captions
 
 (SEED,) = seeds(1)
 
@@ -114,6 +116,22 @@ def box(height: int, width: int, top: int, left: int, value: float = 1.0) -> Ten
     return mask
 
 
+def region(caption: Tensor, weight: Tensor) -> Region:
+    return Region(Captions.whole(caption), weight)
+
+
+def regional(
+    model: S3DiT,
+    x: Tensor,
+    sigma: Tensor,
+    caption: Tensor,
+    regions: list[Region],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The velocity of a prompt with others for regions."""
+    return model(x, sigma, condition=Regions(Prompt(Captions.masked(caption, mask)), regions))
+
+
 # latent size, tokens of the prompt, tokens and weights of the regions
 CASES = {
     "one hard region": ((8, 12), 21, [(9, box(4, 6, 2, 3))]),
@@ -128,12 +146,12 @@ def test_fp32_equals_float64(name: str) -> None:
     size, length, parts = CASES[name]
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED, size=size, length=length)
-    regions = [Region(features(n), weight) for n, weight in parts]
+    regions = [region(features(n), weight) for n, weight in parts]
     reference = reference_of(model)
     reference.__class__ = RegionalReference
-    captions = [caption[0], *(region.context[0] for region in regions)]
-    truth = reference.velocity(x[0], float(sigma[0]), captions, [region.weight[0] for region in regions])
-    assert relative(model(x, sigma, caption, regions=regions)[0], truth) <= 1e-5
+    captions = [caption[0], *(part.captions.features[0] for part in regions)]
+    truth = reference.velocity(x[0], float(sigma[0]), captions, [part.weight[0] for part in regions])
+    assert relative(regional(model, x, sigma, caption, regions)[0], truth) <= 1e-5
 
 
 def test_the_oracle_without_regions_is_the_published_model() -> None:
@@ -152,16 +170,17 @@ LENGTHS = [(21, 9), (9, 40), (70, 9)]  # of the prompt and the region: padded al
 def test_a_region_everywhere_is_a_plain_run_of_its_prompt(lengths: tuple[int, int]) -> None:
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED, size=(6, 10), length=lengths[0])
-    region = Region(features(lengths[1]), torch.ones(1, 3, 3))
-    assert relative(model(x, sigma, caption, regions=[region]), model(x, sigma, region.context)) <= 1e-5
+    part = region(features(lengths[1]), torch.ones(1, 3, 3))
+    alone = model(x, sigma, part.captions.features)
+    assert relative(regional(model, x, sigma, caption, [part]), alone) <= 1e-5
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_an_empty_region_changes_nothing(lengths: tuple[int, int]) -> None:
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED, size=(6, 10), length=lengths[0])
-    region = Region(features(lengths[1]), torch.zeros(1, 6, 10))
-    assert relative(model(x, sigma, caption, regions=[region]), model(x, sigma, caption)) <= 1e-6
+    part = region(features(lengths[1]), torch.zeros(1, 6, 10))
+    assert relative(regional(model, x, sigma, caption, [part]), model(x, sigma, caption)) <= 1e-6
 
 
 @pytest.mark.parametrize("size", [(7, 9), (1, 5), (8, 3)])
@@ -171,9 +190,9 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
     x, sigma, caption = random_inputs(TINY, SEED, size=size)
     wrapped = F.pad(x, (0, size[1] % 2, 0, size[0] % 2), mode="circular")
     wide = box(*wrapped.shape[-2:], 0, size[1] // 2)
-    truth = model(wrapped, sigma, caption, regions=[Region(features(9), wide)])
-    region = Region(features(9), wide[:, : size[0], : size[1]])
-    assert relative(model(x, sigma, caption, regions=[region]), truth[..., : size[0], : size[1]]) <= 1e-6
+    truth = regional(model, wrapped, sigma, caption, [region(features(9), wide)])
+    part = region(features(9), wide[:, : size[0], : size[1]])
+    assert relative(regional(model, x, sigma, caption, [part]), truth[..., : size[0], : size[1]]) <= 1e-6
 
 
 def test_the_mask_has_any_size() -> None:
@@ -181,7 +200,7 @@ def test_the_mask_has_any_size() -> None:
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED, size=(8, 12))
     made = [
-        model(x, sigma, caption, regions=[Region(features(9), box(4 * n, 6 * n, 2 * n, 3 * n))])
+        regional(model, x, sigma, caption, [region(features(9), box(4 * n, 6 * n, 2 * n, 3 * n))])
         for n in (1, 2, 16)
     ]
     assert all(relative(other, made[0]) <= 1e-6 for other in made[1:])
@@ -198,18 +217,18 @@ def test_what_sees_what() -> None:
     """
     model = one_layer()
     x, sigma, caption = random_inputs(TINY, SEED, size=(8, 8))
-    region = Region(features(9), box(4, 4, 2, 2))
-    inputs = [x, caption, region.context]
+    part = region(features(9), box(4, 4, 2, 2))
+    inputs = [x, caption, part.captions.features]
     for tensor in inputs:
         tensor.requires_grad_(True)
-    out = model(x, sigma, caption, regions=[region._replace(context=region.context)])
+    out = regional(model, x, sigma, caption, [part])
     for patch, inside in (((3, 3), True), ((0, 0), False)):
         row, column = (2 * p for p in patch)
         picked = out[..., row : row + 2, column : column + 2].sum()
-        picture, prompt, regional = torch.autograd.grad(picked, inputs, retain_graph=True, allow_unused=True)
+        picture, prompt, other = torch.autograd.grad(picked, inputs, retain_graph=True, allow_unused=True)
         assert (picture.abs().amax(dim=1) > 0).all(), "attention among picture tokens is free"
         assert bool(prompt.abs().sum() > 0) is not inside
-        assert bool(regional.abs().sum() > 0) is inside
+        assert bool(other.abs().sum() > 0) is inside
 
 
 def test_prompts_of_different_lengths_in_one_batch_equal_their_single_runs() -> None:
@@ -220,28 +239,28 @@ def test_prompts_of_different_lengths_in_one_batch_equal_their_single_runs() -> 
     context = torch.cat([features(max(others), SEED + i) for i in range(3)])
     weight = torch.cat((box(6, 10, 2, 2), box(6, 10, 0, 4, 0.5), torch.zeros(1, 6, 10)))
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    regions = [Region(context, weight, tuple(others))]
-    batch = model(x, sigma, caption, None, mask, regions=regions)
+    batch = regional(model, x, sigma, caption, [Region(Captions(context, tuple(others)), weight)], mask)
     for i, (length, other) in enumerate(zip(lengths, others, strict=True)):
-        given = {"regions": [Region(context[i : i + 1, :other], weight[i : i + 1])]} if i < 2 else {}
-        alone = model(x[i : i + 1], sigma[i : i + 1], caption[i : i + 1, :length], **given)
+        one = (x[i : i + 1], sigma[i : i + 1], caption[i : i + 1, :length])
+        own = region(context[i : i + 1, :other], weight[i : i + 1])
+        alone = regional(model, *one, [own]) if i < 2 else model(*one)
         assert relative(batch[i : i + 1], alone) <= 1e-6
 
 
 def test_a_run_computes_once_what_it_repeats() -> None:
     model = random_s3dit(TINY, SEED)
     x, _, caption = random_inputs(TINY, SEED)
-    regions = [Region(features(9), box(4, 6, 2, 3)), Region(features(40), box(4, 6, 0, 3))]
+    regions = [region(features(9), box(4, 6, 2, 3)), region(features(40), box(4, 6, 0, 3))]
     counts: Counter = Counter()
     for name in ("context_refiner", "noise_refiner", "layers"):
         getattr(model, name)[0].register_forward_hook(lambda *_, name=name: counts.update([name]))
     fresh = kept = x
     for sigma in (1.0, 0.6, 0.2):
-        fresh = fresh - 0.1 * model(fresh, torch.tensor([sigma]), caption, regions=regions)
+        fresh = fresh - 0.1 * regional(model, fresh, torch.tensor([sigma]), caption, regions)
     counts.clear()
-    memo = RunMemo()
+    memo, condition = RunMemo(), Regions(Prompt(Captions.whole(caption)), regions)
     for sigma in (1.0, 0.6, 0.2):
-        kept = kept - 0.1 * model(kept, torch.tensor([sigma]), caption, run_memo=[memo], regions=regions)
+        kept = kept - 0.1 * model(kept, torch.tensor([sigma]), condition=condition, memo=memo)
     assert torch.equal(fresh, kept)
     assert counts == {"context_refiner": 3, "noise_refiner": 3, "layers": 3}
 
@@ -250,9 +269,9 @@ def test_a_run_computes_once_what_it_repeats() -> None:
 def test_half_precision_stays_close(dtype: torch.dtype) -> None:
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED)
-    regions = [Region(features(9), box(4, 6, 2, 3))]
-    exact = model(x, sigma, caption, regions=regions)
-    half = model.to(dtype)(x.to(dtype), sigma, caption.to(dtype), regions=regions)
+    regions = [region(features(9), box(4, 6, 2, 3))]
+    exact = regional(model, x, sigma, caption, regions)
+    half = regional(model.to(dtype), x.to(dtype), sigma, caption.to(dtype), regions)
     assert relative(half, exact) <= 0.05
 
 
@@ -260,7 +279,4 @@ def test_what_does_not_fit_is_named() -> None:
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED)
     with pytest.raises(ValueError, match="region's caption features are 40 wide, the prompt's 96"):
-        model(x, sigma, caption, regions=[Region(features(9)[..., :40], torch.ones(1, 4, 4))])
-    omni = random_s3dit(replace(TINY, siglip_feat_dim=48), SEED)
-    with pytest.raises(ValueError, match="cannot go together"):
-        omni(x, sigma, caption, ref_latents=[x], regions=[Region(features(9), torch.ones(1, 4, 4))])
+        regional(model, x, sigma, caption, [region(features(9)[..., :40], torch.ones(1, 4, 4))])

@@ -11,7 +11,9 @@ import torch
 from tests.core.random_models import TINY, random_inputs, random_s3dit, seeds
 from zimage_core import S3DiT
 from zimage_core.model import s3dit
-from zimage_core.model.memo import RunMemo, TimestepMemo
+from zimage_core.model.memo import RunMemo, StepMemo
+from zimage_core.model.s3dit import Prompt
+from zimage_core.model.sequence import Captions
 
 
 def count_calls(model: S3DiT, counts: Counter) -> None:
@@ -27,8 +29,7 @@ def run(model: S3DiT, remember: bool, monkeypatch=None) -> tuple[torch.Tensor, C
     """Six steps of a guided run: two captions of different lengths, two forwards a step."""
     x, _, caption = random_inputs(TINY, 5, length=40)
     negative = caption[:, :7]
-    shared = TimestepMemo()
-    memos = [RunMemo(shared), RunMemo(shared)]
+    memo, conditions = RunMemo(), [Prompt(Captions.whole(c)) for c in (caption, negative)]
     counts: Counter = Counter()
     count_calls(model, counts)
     if monkeypatch:
@@ -37,9 +38,9 @@ def run(model: S3DiT, remember: bool, monkeypatch=None) -> tuple[torch.Tensor, C
     sigmas = torch.linspace(1, 0.2, 6)
     for sigma in sigmas:
         timesteps = sigma.repeat(1)
-        for context, memo in zip((caption, negative), memos, strict=True):
-            options = {"run_memo": [memo]} if remember else {}
-            x = x - 0.1 * model(x, timesteps, context, **options)
+        for condition in conditions:
+            given = {"condition": condition, "memo": memo} if remember else {}
+            x = x - 0.1 * model(x, timesteps, None if given else condition.captions.features, **given)
     return x, counts
 
 
@@ -67,17 +68,20 @@ def test_bit_identical_and_counted(monkeypatch) -> None:
 
 def test_another_size_dtype_or_batch_is_computed_anew() -> None:
     model = random_s3dit(TINY, 3)
-    memo = [RunMemo()]
+    memo = RunMemo()
     x, sigma, caption = random_inputs(TINY, 3, batch=2)
-    for inputs in ((x, sigma, caption), (x[..., :4], sigma, caption), (x[:1], sigma[:1], caption[:1])):
-        assert torch.equal(model(*inputs, run_memo=memo), model(*inputs))
+    caption = caption[:1]
+    condition = Prompt(Captions.whole(caption))
+    for latent, time in ((x, sigma), (x[..., :4], sigma), (x[:1], sigma[:1]), (x.double(), sigma)):
+        kept = model.to(latent.dtype)(latent, time, condition=condition, memo=memo)
+        assert torch.equal(kept, model(latent, time, caption.expand(len(latent), -1, -1)))
 
 
 def test_modulation_goes_with_its_timestep() -> None:
-    memo = TimestepMemo()
+    memo = StepMemo()
     timestep = torch.ones(1)
     assert memo.once(timestep, "key", lambda: "first") == "first"
     assert memo.once(timestep, "key", lambda: "second") == "first"
     assert memo.once(torch.ones(1), "key", lambda: "other") == "other"
     del timestep
-    assert memo._value is None  # its timestep was freed, and so is it
+    assert not memo._kept  # its timestep was freed, and so is it

@@ -15,7 +15,7 @@ from zimage_core.prompt.template import apply_template, load_tokenizer
 from zimage_core.train import lora
 from zimage_core.train.nano import autoencoder, export, text, tokenizer, transformer, vision
 from zimage_core.train.nano.captions import (
-    Captions,
+    CaptionSet,
     Concept,
     fill,
     held_out_captions,
@@ -83,7 +83,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory):
     """A tokenizer learned from the toy captions, loaded as the library loads it."""
-    lines = [pair.caption for pair in Captions(CONCEPTS).all()] + ["user\n", "assistant\n"] * 20
+    lines = [pair.caption for pair in CaptionSet(CONCEPTS).all()] + ["user\n", "assistant\n"] * 20
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.train_tokenizer(lines, TINY_TEXT.vocab_size, folder)
     return load_tokenizer(folder)
@@ -119,7 +119,7 @@ def test_autoencoder_learns_and_resumes(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_text_encoder_learns_and_resumes(tmp_path, bpe, workers):
-    groups = [text.encode(bpe, [text.plain(pair.caption) for pair in Captions(CONCEPTS).all()])]
+    groups = [text.encode(bpe, [text.plain(pair.caption) for pair in CaptionSet(CONCEPTS).all()])]
 
     def train(plan, state, stop_at):
         return text.train(TINY_TEXT, groups, state, plan, 4, workers=workers, stop_at=stop_at)
@@ -128,7 +128,7 @@ def test_text_encoder_learns_and_resumes(tmp_path, bpe, workers):
 
 
 def test_writing_leaves_the_features_as_they_are(tmp_path, bpe):
-    groups = [text.encode(bpe, [text.plain(pair.caption) for pair in Captions(CONCEPTS).all()])]
+    groups = [text.encode(bpe, [text.plain(pair.caption) for pair in CaptionSet(CONCEPTS).all()])]
     before = Qwen3TextEncoder(TINY_TEXT, language_model=True)
     text.initialise(before)
     after = text.train(
@@ -154,7 +154,7 @@ class ToyVelocity:
         text.initialise(self.encoder)
         language = self.encoder, bpe
         self.edits = Edits(CONCEPTS, pairs)
-        self.captions = transformer.FromCaptions(self.gallery, Captions(CONCEPTS), *language, 4, self.edits)
+        self.captions = transformer.FromCaptions(self.gallery, CaptionSet(CONCEPTS), *language, 4, self.edits)
         self.references = transformer.FromReference(self.gallery, self.edits, *language, 4)
         ids = torch.tensor([bpe(apply_template("fox on white"))["input_ids"]])
         noise = torch.randn(1, 16, 4, 4, generator=generator)
@@ -213,10 +213,10 @@ def test_vision_encoder_learns_and_resumes(tmp_path, bpe):
     pixels = [on_background(drawings, colours()[i].pixel) for i in (0, 5)]
 
     def train(plan, state, stop_at):
-        captions = Captions(CONCEPTS)
+        captions = CaptionSet(CONCEPTS)
         return vision.train(TINY_VISION, drawings, captions, encoder, bpe, state, plan, 8, stop_at=stop_at)
 
-    wanted = [pair.caption for rows in Captions(CONCEPTS).bare for pair in rows[:1]]
+    wanted = [pair.caption for rows in CaptionSet(CONCEPTS).bare for pair in rows[:1]]
     captions = vision.caption_vectors(encoder, bpe, wanted)
 
     @torch.no_grad()
@@ -255,7 +255,7 @@ def test_greyscale_keeps_grey_and_takes_colour_out():
 
 
 def test_held_out_pairs_and_phrasings_are_never_drawn(bpe):
-    captions = Captions(CONCEPTS)
+    captions = CaptionSet(CONCEPTS)
     unseen = {pair.caption for pair in held_out_captions(CONCEPTS)}
     forbidden = {
         fill(template, name, colours()[held_out_colour(index)], language)

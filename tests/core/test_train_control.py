@@ -14,7 +14,7 @@ from zimage_core.conditions.control import Control, ControlNet
 from zimage_core.config import NanoConfig
 from zimage_core.prompt.template import apply_template
 from zimage_core.train.nano import control, text
-from zimage_core.train.nano.captions import Captions
+from zimage_core.train.nano.captions import CaptionSet
 from zimage_core.train.nano.pictures import colours
 from zimage_core.weights import load_control, read_control
 
@@ -62,7 +62,7 @@ def test_control_learns_beside_frozen_weights_and_resumes(tmp_path, bpe) -> None
     plan = dataclasses.replace(PLAN, steps=24, lr=1e-2, ema=0.5)
 
     def train(state, stop_at=None):
-        given = (both, both, Captions(CONCEPTS), encoder, bpe)
+        given = (both, both, CaptionSet(CONCEPTS), encoder, bpe)
         return control.train(base, *given, tmp_path / state, plan, 4, stop_at=stop_at)
 
     whole = train("whole.pt")
@@ -77,8 +77,8 @@ def test_control_learns_beside_frozen_weights_and_resumes(tmp_path, bpe) -> None
         for clean in both[:, 0, :1]:
             noisy, sigma = torch.lerp(clean, noise, 0.7), torch.full((1,), 0.7)
             plain, controlled = (
-                torch.nn.functional.mse_loss(base(noisy, sigma, context, controls=controls), noise - clean)
-                for controls in ((), (Control(network, clean),))
+                torch.nn.functional.mse_loss(base(noisy, sigma, context, hooks=hooks), noise - clean)
+                for hooks in ((), (Control(network, clean),))
             )
             assert controlled < 0.9 * plain
 

@@ -8,7 +8,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ..config import ControlConfig
 from ..model.attention import Attention
-from ..model.memo import RunMemo, TimestepMemo
-from ..model.s3dit import Block, Modulation, Prepared, S3DiT
+from ..model.hooks import BlockCall, BlockHook
+from ..model.memo import RunMemo, StepMemo
+from ..model.s3dit import Block, S3DiT
+from ..model.sequence import Prepared, Scales, Span, Time
 
-Blocks = list[tuple[Block, Modulation]]
+Blocks = list[tuple[Block, Scales]]
 
 GREY = 0.5  # of pixels in [0, 1]: what the inpaint picture shows where it is to be repainted
 
@@ -29,11 +31,11 @@ GREY = 0.5  # of pixels in [0, 1]: what the inpaint picture shows where it is to
 class ControlBlock(Block):
     """A modulated block with projections: into the stack (the first only) and out of it, to a hint."""
 
-    def __init__(self, first: bool, config: Any, attention: type, operations: Any, **place: Any) -> None:
-        super().__init__(config, True, attention, operations, **place)
+    def __init__(self, first: bool, config: Any, attention: type, operations: Any, **factory: Any) -> None:
+        super().__init__(config, True, attention, operations, **factory)
         if first:
-            self.before_proj = operations.Linear(config.dim, config.dim, bias=True, **place)
-        self.after_proj = operations.Linear(config.dim, config.dim, bias=True, **place)
+            self.before_proj = operations.Linear(config.dim, config.dim, bias=True, **factory)
+        self.after_proj = operations.Linear(config.dim, config.dim, bias=True, **factory)
 
 
 class ControlNet(nn.Module):
@@ -49,24 +51,24 @@ class ControlNet(nn.Module):
         operations: Any = nn,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         sizes = config.blocks
         self.config = config
 
         def stack(count: int) -> nn.ModuleList:
             return nn.ModuleList(
-                ControlBlock(index == 0, sizes, self.attention_class, operations, **place)
+                ControlBlock(index == 0, sizes, self.attention_class, operations, **factory)
                 for index in range(count)
             )
 
-        embedder = operations.Linear(sizes.patch_size**2 * config.channels, sizes.dim, bias=True, **place)
+        embedder = operations.Linear(sizes.patch_size**2 * config.channels, sizes.dim, bias=True, **factory)
         self.control_all_x_embedder = nn.ModuleDict({"2-1": embedder})  # their name: patch size, frame patch
         self.control_layers = stack(sizes.n_layers)
         if config.routing == "refiner":
             self.control_noise_refiner = stack(sizes.n_refiner_layers)
         elif config.routing == "tokens":
             self.control_noise_refiner = nn.ModuleList(
-                Block(sizes, True, self.attention_class, operations, **place)
+                Block(sizes, True, self.attention_class, operations, **factory)
                 for _ in range(sizes.n_refiner_layers)
             )
         else:  # the files have blocks for it, which were never trained
@@ -82,119 +84,104 @@ class ControlNet(nn.Module):
 
 
 @dataclass(eq=False)
-class Control:
-    """One control picture on one network. Keep it for a whole run: what depends on it alone is then made
-    once.
+class Control(BlockHook):
+    """One control picture on one network; keep the object for a whole run.
 
     latent: [b, channels, H, W] as `control_latent` makes it, of the noisy latent's size; batches are whole
-    repetitions of b.
+    repetitions of b. strength: 0 does nothing, 1 is as trained.
     """
 
     network: ControlNet
     latent: Tensor
     strength: float = 1.0
-    timestep: TimestepMemo = field(default_factory=TimestepMemo)
+    scales: StepMemo = field(default_factory=StepMemo)
 
-    def start(
-        self,
-        model: S3DiT,
-        given: Prepared,
-        x: Tensor,
-        step: Tensor,
-        memo: RunMemo,
-        key: tuple[Hashable, ...],
-        transformer_options: dict,
-    ) -> ControlPath:
-        """The way of this control through one forward of `model` on x, a latent of even sides.
+    capturable = False  # control tokens are state of one forward
 
-        step: the timestep as the run's memo knows it; key: what sets this batch apart in the memo.
-        Raises ValueError when network, latent and model do not fit.
-        """
-        if given.references is not None:
+    def prepare(self, model: S3DiT, x: Tensor, prepared: Prepared, time: Time, memo: RunMemo) -> BlockHook:
+        """Raises ValueError when network, latent and model do not fit."""
+        if not self.strength:
+            return BlockHook()
+        if prepared.references is not None:
             raise ValueError("a control does not go with reference images: use the one or the other")
+        hinted = self.network.config.places(model.config)
         self._check(model, x)
-        places = self.network.config.places(model.config)
-        hinted = {layer: block for block, layer in enumerate(places)}
 
         def embed() -> Tensor:
-            latent = model.even(self.latent.to(x)).repeat(x.shape[0] // self.latent.shape[0], 1, 1, 1)
+            latent = self.latent.to(x).repeat(x.shape[0] // self.latent.shape[0], 1, 1, 1)
             tokens = self.network.control_all_x_embedder["2-1"](model.patchify(latent))
             return model.pad(tokens, model.x_pad_token)
 
-        tokens = memo.once(("control", self, *x.shape, *key), embed)
-        blocks = self.timestep.once(
-            step, (x.shape[0], x.dtype, x.device), lambda: self.network.modulated(given.adaln_input)
-        )
-        routing = self.network.config.routing
-        return ControlPath(routing, self.strength, hinted, tokens, blocks, given, transformer_options)
+        tokens = memo.once((self, x.shape, x.dtype, x.device), embed)
+        blocks = self.scales.once(time.embedding, (), lambda: self.network.modulated(time.embedding))
+        return ControlPath(self, hinted, tokens, blocks, prepared.text)
 
     def _check(self, model: S3DiT, x: Tensor) -> None:
-        patch, channels = model.config.patch_size, self.network.config.channels
-        found = tuple(side + -side % patch for side in self.latent.shape[-2:])
-        if self.latent.shape[1] != channels or found != tuple(x.shape[-2:]):
+        channels, height, width = self.network.config.channels, *x.shape[-2:]
+        if self.latent.shape[1] != channels or model.patches(self.latent) != model.patches(x):
             raise ValueError(
                 f"control latent has shape {tuple(self.latent.shape)}, expected "
-                f"[b, {channels}, {x.shape[-2]}, {x.shape[-1]}]"
+                f"[b, {channels}, {height}, {width}]"
             )
         if x.shape[0] % self.latent.shape[0]:
             raise ValueError(f"{self.latent.shape[0]} control pictures do not divide {x.shape[0]} latents")
 
 
-class ControlPath:
+class ControlPath(BlockHook):
     """Control tokens on their way beside one forward; hints are made when they are due, one at a time."""
+
+    capturable = False
 
     def __init__(
         self,
-        routing: str,
-        strength: float,
-        places: dict[int, int],
+        control: Control,
+        hinted: Sequence[int],
         tokens: Tensor,
         blocks: tuple[Blocks, Blocks],
-        given: Prepared,
-        transformer_options: dict,
+        text: Tensor,
     ) -> None:
         refiner, self.layers = blocks
+        routing = control.network.config.routing
         # what refines control tokens on their own, and what refines them beside the image, with hints
         self.alone = refiner if routing == "tokens" else []
         self.beside = {"refiner": refiner, "layers": self.layers}.get(routing, [])
-        self.strength, self.places, self.tokens, self.given = strength, places, tokens, given
-        self.options = transformer_options
+        self.hinted = {layer: block for block, layer in enumerate(hinted)}
+        self.strength, self.tokens, self.text = control.strength, tokens, text
+        self.refined = 0  # how many of `beside` have run in the noise refiner
+        self.spans: dict[str, Span] = {}
 
-    def before_refiner(self, image: Tensor) -> None:
-        """image: [B, N, D] as the noise refiner gets it."""
-        if self.beside:
-            self.tokens = self.beside[0][0].before_proj(self.tokens) + image
+    def enter(self, stack: str, hidden: Tensor, span: Span) -> tuple[Tensor, Span]:
+        self.spans[stack] = span
+        if stack == "noise_refiner" and self.beside:
+            self.tokens = self.beside[0][0].before_proj(self.tokens) + hidden
+        elif stack == "layers":
+            for block in self.alone:
+                self._run(*block, "noise_refiner")
+            tokens = torch.cat((self.text, self.tokens), dim=1)
+            self.tokens = self.layers[0][0].before_proj(tokens) + hidden
+        return hidden, span
 
-    def after_refiner(self, index: int, image: Tensor) -> Tensor:
-        """image: [B, N, D] as noise refiner block `index` gives it -> the same with this control's hint."""
-        if not self.beside:
-            return image
-        self._run(*self.beside[index], joint=False)
-        image = self._steer(image, self.beside[index][0])
-        if index == len(self.given.refiner_modulations) - 1:
-            for block in self.beside[index + 1 :]:  # 2.0 has more of them than there are hints to give
-                self._run(*block, joint=False)
-        return image
+    def block(self, stack: str, index: int, call: BlockCall, hidden: Tensor, span: Span) -> Tensor:
+        """The S3-DiT's block, with this control's hint where it has one there."""
+        hidden = call(hidden, span)
+        if stack == "noise_refiner" and self.beside:
+            self._run(*self.beside[index], stack)
+            self.refined = index + 1
+            hidden = self._steer(hidden, self.beside[index][0])
+        elif stack == "layers" and index in self.hinted:
+            block = self.layers[self.hinted[index]]
+            self._run(*block, stack)
+            hidden = self._steer(hidden, block[0])
+        return hidden
 
-    def before_layers(self, hidden: Tensor) -> None:
-        """hidden: [B, S, D], caption and image tokens, as the first layer gets them."""
-        for block in self.alone:
-            self._run(*block, joint=False)
-        tokens = torch.cat((self.given.caption, self.tokens), dim=1)
-        self.tokens = self.layers[0][0].before_proj(tokens) + hidden
+    def leave(self, stack: str, hidden: Tensor) -> Tensor:
+        if stack == "noise_refiner":
+            for block in self.beside[self.refined :]:  # 2.0 has more of them than there are hints to give
+                self._run(*block, stack)
+        return hidden
 
-    def after_layer(self, index: int, hidden: Tensor) -> Tensor:
-        """hidden: [B, S, D] as layer `index` gives it -> with the hint, where this control has one there."""
-        if index not in self.places:
-            return hidden
-        block = self.layers[self.places[index]]
-        self._run(*block, joint=True)
-        return self._steer(hidden, block[0])
-
-    def _run(self, block: Block, modulation: Modulation, joint: bool) -> None:
-        given = self.given
-        mask, freqs = (given.key_mask, given.freqs) if joint else (None, given.image_freqs)
-        self.tokens = block(self.tokens, mask, freqs, modulation, transformer_options=self.options)
+    def _run(self, block: Block, scales: Scales, stack: str) -> None:
+        self.tokens = block(self.tokens, self.spans[stack], scales)
 
     def _steer(self, hidden: Tensor, block: ControlBlock) -> Tensor:
         return torch.add(hidden, block.after_proj(self.tokens), alpha=self.strength)
@@ -207,9 +194,10 @@ def control_latent(
     inpaint: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """What a control reads, [B, channels, h, w]: the control picture's latent; with 33 channels also 1 where
-    a pixel stays, and the latent of the picture to repaint, grey where it is repainted.
+    """What a control reads, [B, channels, h, w].
 
+    It is the control picture's latent; with 33 channels also 1 where a pixel stays, and the latent of the
+    picture to repaint, grey where it is repainted.
     encode: pixels [B, 3, H, W] in [0, 1] -> scaled latents [B, 16, h, w]; picture and inpaint: such pixels;
     mask: [B, 1, H, W], at least 0.5 where the inpaint picture is repainted. Without an inpaint picture all of
     it is repainted; without a control picture its latent is zero.

@@ -29,103 +29,165 @@ would run such weights:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import S3DiTConfig
-from ..model.memo import RunMemo
-from ..model.rope import caption_ids, image_ids, rope_table
-
-if TYPE_CHECKING:
-    from ..model.s3dit import Modulation, S3DiT
+from ..model.hooks import BlockHook
+from ..model.rope import caption_ids, image_ids
+from ..model.s3dit import Prompt, S3DiT
+from ..model.sequence import Captions, Prepared, Span, real_tokens
 
 SIGLIP_SPAN = 8  # rows and columns of rope that one cell of siglip features spans
 
 
-class ByToken(NamedTuple):
-    """A factor of modulation for two kinds of tokens: the first `start` of a sequence are clean."""
+@dataclass(frozen=True, eq=False)
+class References:
+    """A prompt and n clean images with what goes with them; tensors have a batch of 1 or of the picture's."""
 
-    clean: Tensor  # [1, 1, D]
-    noisy: Tensor  # [B, 1, D]
-    start: int
-
-
-def times(x: Tensor, factor: Tensor | ByToken) -> Tensor:
-    """x: [B, S, D] times one factor [B, 1, D], or times each token's own; x must be of no other use."""
-    if isinstance(factor, Tensor):
-        return x * factor
-    clean, noisy = x[:, : factor.start], x[:, factor.start :]
-    if torch.is_grad_enabled():
-        return torch.cat((clean * factor.clean, noisy * factor.noisy), dim=1)
-    clean.mul_(factor.clean), noisy.mul_(factor.noisy)  # as they lie: half the traffic of memory
-    return x
-
-
-def by_token(clean: list[Modulation], noisy: list[Modulation], start: int) -> list[Modulation]:
-    """Modulations of blocks, for sequences of which the first `start` tokens are clean."""
-    return [
-        tuple(ByToken(*factors, start) for factors in zip(*pair, strict=True))
-        for pair in zip(clean, noisy, strict=True)
-    ]
-
-
-def renewed(modulation: Modulation, noisy: Modulation) -> Modulation:
-    """`noisy` in place of a block's modulation, or of the part for its noisy tokens."""
-    return tuple(
-        new if isinstance(old, Tensor) else old._replace(noisy=new)
-        for old, new in zip(modulation, noisy, strict=True)
-    )
-
-
-class References(NamedTuple):
-    """n clean images and what goes with them; every tensor has a batch of 1 or of the picture's."""
-
+    prompt: Prompt
     latents: Sequence[Tensor]  # n of [B, C, h, w], scaled as the picture's; sizes may differ
-    contexts: Sequence[Tensor | None]  # n of [B, L, cap_feat_dim]: the segment before each, no padding
-    siglip: Sequence[Tensor | None]  # n of [B, hs, ws, siglip_feat_dim]
-    closing: Tensor | None  # [B, L, cap_feat_dim]: the segment after the prompt's
+    contexts: Sequence[Tensor | None] = ()  # up to n of [B, L, cap_feat_dim]: the segment before each
+    siglip: Sequence[Tensor | None] = ()  # up to n of [B, hs, ws, siglip_feat_dim]
+    closing: Tensor | None = None  # [B, L, cap_feat_dim]: the segment after the prompt's
 
     @classmethod
     def of(
         cls,
-        config: S3DiTConfig,
+        prompt: Prompt,
         latents: Sequence[Tensor],
-        contexts: Sequence[Tensor | None] | None,
-        siglip: Sequence[Tensor | None] | None,
+        contexts: Sequence[Tensor | None] | None = None,
+        siglip: Sequence[Tensor | None] | None = None,
     ) -> References:
         """contexts: all segments but the prompt's, in order. Of contexts and siglip some may be missing.
 
-        Raises ValueError for weights that take no references, and when widths or counts do not fit.
+        Raises ValueError for more segments than there are places.
         """
-        if config.siglip_feat_dim is None:
-            raise ValueError("these weights have no omni keys (siglip_*): they take no reference images")
         count, contexts = len(latents), contexts or ()
         if len(contexts) > count + 1:
             raise ValueError(
                 f"{len(contexts)} captions besides the prompt for {count} reference images: there is one "
                 f"before each and one after the prompt"
             )
-        for latent in latents:
+        segments = [*contexts, *[None] * (count + 1 - len(contexts))]
+        seen = [*(siglip or ()), *[None] * count][:count]
+        return cls(prompt, latents, segments[:count], seen, segments[count])
+
+    def prepare(self, model: S3DiT, x: Tensor, hooks: Sequence[BlockHook] = ()) -> Prepared:
+        """Raises ValueError for weights that take no references, and for widths that do not fit."""
+        captions = self.prompt.captions.batched(x.shape[0])
+        model.check_widths(x, captions)
+        self._check(model.config)
+        at = self._tables(model, captions.lengths, *model.patches(x), x.device)
+        clean, images, text = self._tokens(model, captions, at, x, hooks)
+        return Prepared(text, Span(at.image), Span(at.joint, at.joint_mask), clean, images)
+
+    def _check(self, config: S3DiTConfig) -> None:
+        if config.siglip_feat_dim is None:
+            raise ValueError("these weights have no omni keys (siglip_*): they take no reference images")
+        for latent in self.latents:
             if latent.ndim != 4 or latent.shape[1] != config.in_channels:
                 raise ValueError(
                     f"a reference latent has shape {tuple(latent.shape)}, this model takes "
                     f"[B, {config.in_channels}, H, W]"
                 )
-        segments = [*contexts, *[None] * (count + 1 - len(contexts))]
-        seen = [*(siglip or ()), *[None] * count][:count]
-        for features in seen:
+        for features in self.siglip:
             if features is not None and features.shape[-1] != config.siglip_feat_dim:
                 raise ValueError(
                     f"siglip features are {features.shape[-1]} wide, this model takes "
                     f"{config.siglip_feat_dim}: use the vision encoder that belongs to it"
                 )
-        return cls(latents, segments[:count], seen, segments[count])
+
+    def _tokens(
+        self, model: S3DiT, captions: Captions, at: Ropes, x: Tensor, hooks: Sequence[BlockHook]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean tokens but for the reference images, these, and the prompt's with the closing segment's."""
+        batch, dtype = x.shape[0], x.dtype
+
+        def batched(t: Tensor) -> Tensor:
+            return t if t.shape[0] == batch else t.repeat(-(-batch // t.shape[0]), 1, 1)[:batch]
+
+        def learned(token: Tensor) -> Tensor:
+            return token.to(x).expand(batch, model.config.pad_multiple, -1)
+
+        def segment(features: Tensor) -> Tensor:
+            return batched(model.pad(model.cap_embedder(features.to(dtype)), model.cap_pad_token))
+
+        clean = [learned(model.cap_pad_token) if c is None else segment(c) for c in self.contexts]
+        closing = [] if self.closing is None else [segment(self.closing)]
+        longest = at.caption.shape[1] - sum(t.shape[1] for t in (*clean, *closing))
+        prompt = model.embed_text(captions, longest, dtype)
+        span = Span(at.caption, at.caption_mask)
+        text = model.run("context_refiner", torch.cat((*clean, prompt, *closing), dim=1), span, hooks=hooks)
+        split = sum(t.shape[1] for t in clean)
+
+        missing = learned(model.siglip_pad_token)
+        seen = [missing if f is None else batched(embed_siglip(model, f, dtype)) for f in self.siglip]
+        seen = torch.cat((*seen, missing), dim=1)
+        seen = model.run("siglip_refiner", seen, Span(at.siglip), hooks=hooks)
+        images = [batched(model.embed_image(t.to(x))) for t in self.latents]
+        return torch.cat((text[:, :split], seen), dim=1), torch.cat(images, dim=1), text[:, split:]
+
+    def _tables(
+        self, model: S3DiT, lengths: Sequence[int], rows: int, columns: int, device: torch.device
+    ) -> Ropes:
+        """lengths: real tokens of each sample's prompt; rows, columns: the picture's patches."""
+
+        def caption(segment: Tensor | None, frame: int) -> Tensor:
+            length = model.config.pad_multiple if segment is None else model.padded(segment.shape[1])
+            return caption_ids(length, device, frame)
+
+        def image(frame: int, rows: int, columns: int) -> Tensor:
+            return image_ids(frame, rows, columns, model.padded(rows * columns), self.prompt.grid, device)
+
+        captions, images, siglip = [], [], []
+        frame = 0  # the last one taken
+        for latent, segment, features in zip(self.latents, self.contexts, self.siglip, strict=True):
+            captions.append(caption(segment, frame))
+            frame += 0 if segment is None else segment.shape[1]
+            images.append(image(frame + 1, *model.patches(latent)))
+            siglip.append(siglip_ids(model, features, frame + 2, device))
+            frame += 2
+        siglip.append(siglip_ids(model, None, frame, device))
+        clean = torch.cat((*captions, *siglip))
+        images = torch.cat(images)
+
+        padded = [model.padded(length) for length in lengths]
+        longest = max(padded)
+        each = lengths if min(lengths) != max(lengths) else lengths[:1]  # one table serves equal samples
+        prompt = caption_ids(longest, device, frame)
+        ends = [frame + length for length in each]
+        if self.closing is None:
+            noisy = torch.stack([prompt for _ in ends])
+        else:
+            noisy = torch.stack([torch.cat((prompt, caption(self.closing, end + 2))) for end in ends])
+        picture = torch.stack([image(end + 1, rows, columns) for end in ends])
+
+        def table(*ids: Tensor) -> Tensor:
+            parts = [part if part.ndim == 3 else part.expand(len(ends), -1, -1) for part in ids]
+            return model.rope_table(torch.cat(parts, dim=1))
+
+        tables = (
+            table(*captions, noisy),
+            table(*siglip),
+            table(images, picture),
+            table(clean, images, noisy, picture),
+        )
+        if min(padded) == longest:
+            return Ropes(*tables, None, None)
+        real = real_tokens(padded, longest, device)
+        closing, before = noisy.shape[1] - longest, sum(len(ids) for ids in captions)
+        caption_mask = F.pad(real, (before, closing), value=True)
+        before = len(clean) + len(images)
+        joint_mask = F.pad(real, (before, closing + picture.shape[1]), value=True)
+        return Ropes(*tables, caption_mask[:, None, None], joint_mask[:, None, None])
 
 
-class Places(NamedTuple):
+class Ropes(NamedTuple):
     """Rope tables [1 or B, tokens, ...], and the key masks of prompts that pad to different lengths."""
 
     caption: Tensor  # of all segments
@@ -136,154 +198,10 @@ class Places(NamedTuple):
     joint_mask: Tensor | None
 
 
-def prepare(
-    model: S3DiT,
-    references: References,
-    x: Tensor,
-    context: Tensor,
-    lengths: list[int],
-    rows: int,
-    columns: int,
-    transformer_options: dict,
-    memo: RunMemo,
-    place: tuple,
-    key: tuple,
-    modulations: tuple,
-) -> tuple:
-    """The fields of `Prepared` for a forward with references; place, key: what their values depend on."""
-    rope_options = transformer_options.get("rope_options") or {}
-    at = memo.once(
-        ("places", *place), lambda: places(model, references, lengths, rows, columns, rope_options, x.device)
-    )
-    clean, images, caption = memo.once(
-        ("tokens", *key),
-        lambda: tokens(model, references, context, lengths, at, x, transformer_options),
-    )
-    _, clean_refiner, clean_layers, _ = memo.once(
-        ("clean modulation", x.dtype, x.device),
-        lambda: model.modulations(torch.zeros(1, device=x.device), x.dtype),
-    )
-    adaln_input, refiner, layers, final_scale = modulations
-    refiner = by_token(clean_refiner, refiner, images.shape[1])
-    layers = by_token(clean_layers, layers, clean.shape[1] + images.shape[1])
-    return (
-        *(caption, at.image, at.joint, at.joint_mask),
-        *(adaln_input, refiner, layers, final_scale),
-        *(clean, images),
-    )
-
-
-def tokens(
-    model: S3DiT,
-    references: References,
-    context: Tensor,
-    lengths: list[int],
-    places: Places,
-    x: Tensor,
-    transformer_options: dict,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The clean tokens but for the reference images, these, and the prompt's with the closing segment's."""
-    batch, dtype = x.shape[0], x.dtype
-
-    def batched(t: Tensor) -> Tensor:
-        return t if t.shape[0] == batch else t.repeat(-(-batch // t.shape[0]), 1, 1)[:batch]
-
-    def segment(features: Tensor) -> Tensor:
-        return batched(model.pad(model.cap_embedder(features.to(dtype)), model.cap_pad_token))
-
-    clean = [
-        model.cap_pad_token.to(x).expand(batch, model.config.pad_multiple, -1) if c is None else segment(c)
-        for c in references.contexts
-    ]
-    closing = [] if references.closing is None else [segment(references.closing)]
-    longest = places.caption.shape[1] - sum(t.shape[1] for t in (*clean, *closing))
-    prompt = model.embed_caption(context, lengths, longest, dtype)
-    caption = model.refine(
-        model.context_refiner,
-        torch.cat((*clean, prompt, *closing), dim=1),
-        places.caption_mask,
-        places.caption,
-        transformer_options,
-    )
-    split = sum(t.shape[1] for t in clean)
-
-    missing = model.siglip_pad_token.to(x).expand(batch, model.config.pad_multiple, -1)
-    siglip = [missing if f is None else batched(embed_siglip(model, f, dtype)) for f in references.siglip]
-    siglip = model.refine(
-        model.siglip_refiner, torch.cat((*siglip, missing), dim=1), None, places.siglip, transformer_options
-    )
-    images = [
-        batched(model.pad(model.x_embedder(model.patchify(model.even(t.to(x)))), model.x_pad_token))
-        for t in references.latents
-    ]
-    return torch.cat((caption[:, :split], siglip), dim=1), torch.cat(images, dim=1), caption[:, split:]
-
-
 def embed_siglip(model: S3DiT, features: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, hs, ws, C] -> [B, padded, D], with the reordering that the docstring above names."""
     mixed = features.to(dtype).permute(0, 3, 1, 2).reshape(features.shape[0], -1, features.shape[-1])
     return model.pad(model.siglip_embedder(mixed), model.siglip_pad_token)
-
-
-def places(
-    model: S3DiT,
-    references: References,
-    lengths: list[int],
-    rows: int,
-    columns: int,
-    rope_options: dict,
-    device: torch.device,
-) -> Places:
-    """lengths: real tokens of each sample's prompt; rows, columns: the picture's patches."""
-    patch = model.config.patch_size
-
-    def caption(segment: Tensor | None, frame: int) -> Tensor:
-        length = model.config.pad_multiple if segment is None else model.padded(segment.shape[1])
-        return caption_ids(length, device, frame)
-
-    def image(frame: int, rows: int, columns: int) -> Tensor:
-        return image_ids(frame, rows, columns, model.padded(rows * columns), rope_options, device)
-
-    captions, images, siglip = [], [], []
-    frame = 0  # the last one taken
-    for latent, segment, features in zip(*references[:3], strict=True):
-        captions.append(caption(segment, frame))
-        frame += 0 if segment is None else segment.shape[1]
-        images.append(image(frame + 1, *(-(-side // patch) for side in latent.shape[-2:])))
-        siglip.append(siglip_ids(model, features, frame + 2, device))
-        frame += 2
-    siglip.append(siglip_ids(model, None, frame, device))
-    clean = torch.cat((*captions, *siglip))
-    images = torch.cat(images)
-
-    padded = [model.padded(length) for length in lengths]
-    each = lengths if min(lengths) != max(lengths) else lengths[:1]  # one table serves equal samples
-    prompt = caption_ids(max(padded), device, frame)
-    ends = [frame + length for length in each]
-    if references.closing is None:
-        noisy = torch.stack([prompt for _ in ends])
-    else:
-        noisy = torch.stack([torch.cat((prompt, caption(references.closing, end + 2))) for end in ends])
-    picture = torch.stack([image(end + 1, rows, columns) for end in ends])
-
-    def table(*ids: Tensor) -> Tensor:
-        parts = [part if part.ndim == 3 else part.expand(len(ends), -1, -1) for part in ids]
-        return rope_table(torch.cat(parts, dim=1), model.config.axes_dims, model.config.rope_theta)
-
-    tables = (
-        table(*captions, noisy),
-        table(*siglip),
-        table(images, picture),
-        table(clean, images, noisy, picture),
-    )
-    if min(padded) == max(padded):
-        return Places(*tables, None, None)
-    real = torch.arange(max(padded), device=device) < torch.tensor(padded, device=device)[:, None]
-    closing, before = noisy.shape[1] - max(padded), sum(len(ids) for ids in captions)
-    caption_mask = F.pad(real, (before, closing), value=True)
-    before = len(clean) + len(images)
-    joint_mask = F.pad(real, (before, closing + picture.shape[1]), value=True)
-    return Places(*tables, caption_mask[:, None, None], joint_mask[:, None, None])
 
 
 def siglip_ids(model: S3DiT, features: Tensor | None, frame: int, device: torch.device) -> Tensor:

@@ -14,106 +14,77 @@ where they would stand with each caption alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.memo import RunMemo
-from ..model.rope import caption_ids, image_ids, rope_table
-
-if TYPE_CHECKING:
-    from ..model.s3dit import S3DiT
+from ..model.hooks import BlockHook
+from ..model.rope import caption_ids, image_ids
+from ..model.s3dit import Prompt, S3DiT
+from ..model.sequence import Captions, Prepared, Span
 
 
 class Region(NamedTuple):
-    """A caption and where it counts."""
+    """Captions, one or as many as latents, and where they count."""
 
-    context: Tensor  # [1 or B, L, cap_feat_dim], right-padded
+    captions: Captions
     weight: Tensor  # [1 or B, h, w] in 0 to 1, spread over the picture whatever its size
-    lengths: tuple[int, ...] = ()  # of each caption, real tokens; when empty all are
 
 
-def prepare(
-    model: S3DiT,
-    regions: Sequence[Region],
-    x: Tensor,
-    context: Tensor,
-    lengths: list[int],
-    transformer_options: dict,
-    memo: RunMemo,
-    place: tuple,
-    modulations: tuple,
-) -> tuple:
-    """The fields of `Prepared` for a forward with regions; place: what their values depend on besides x.
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """A prompt for the whole picture and others for parts of it."""
 
-    Raises ValueError for features of another width.
-    """
-    for region in regions:
-        if region.context.shape[-1] != context.shape[-1]:
-            raise ValueError(
-                f"a region's caption features are {region.context.shape[-1]} wide, the prompt's "
-                f"{context.shape[-1]}: encode both with the same text encoder"
-            )
-    sequence = memo.once(
-        ("regions", *x.shape, *place),
-        lambda: _sequence(model, regions, x, context, lengths, transformer_options),
-    )
-    return *sequence, *modulations
+    prompt: Prompt
+    regions: Sequence[Region]
 
+    def prepare(self, model: S3DiT, x: Tensor, hooks: Sequence[BlockHook] = ()) -> Prepared:
+        """Raises ValueError for features of another width."""
+        batch, (rows, columns), dev = x.shape[0], model.patches(x), x.device
+        captions = [c.batched(batch) for c in (self.prompt.captions, *(r.captions for r in self.regions))]
+        model.check_widths(x, captions[0])
+        wide = captions[0].features.shape[-1]
+        for other in captions[1:]:
+            if other.features.shape[-1] != wide:
+                raise ValueError(
+                    f"a region's caption features are {other.features.shape[-1]} wide, the prompt's "
+                    f"{wide}: encode both with the same text encoder"
+                )
+        padded = torch.tensor([[model.padded(n) for n in each.lengths] for each in captions])  # [captions, B]
+        # [1 or B, N, captions]
+        weights = patch_weights(self.regions, x.shape[-2:], model.config.patch_size, dev)
+        if weights.shape[0] == 1 and (padded == padded[:, :1]).all():
+            padded = padded[:, :1]  # one table and one bias serve equal samples
+        shares = weights.mean(dim=1)  # [1 or B, captions]
+        pads = model.padded(rows * columns) - rows * columns
+        weights = torch.cat((weights, shares[:, None].expand(-1, pads, -1)), dim=1)
 
-def _sequence(
-    model: S3DiT,
-    regions: Sequence[Region],
-    x: Tensor,
-    context: Tensor,
-    lengths: list[int],
-    transformer_options: dict,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Refined captions [B, T, D], rope tables of the picture and of all S tokens, and what is added to the
-    scores of attention, [1 or B, 1, S, S].
-    """
-    batch, patch = x.shape[0], model.config.patch_size
-    rows, columns = (-(-side // patch) for side in x.shape[-2:])
-    contexts, counts = [context], [lengths]
-    for region in regions:
-        contexts.append(region.context.to(x.device).expand(batch, -1, -1))
-        real = list(region.lengths) or [region.context.shape[1]]
-        counts.append(real if len(real) == batch else real * batch)
-    padded = torch.tensor([[model.padded(n) for n in each] for each in counts])  # [captions, B]
-    weights = place_weights(regions, x.shape[-2:], patch, x.device)  # [1 or B, N, captions]
-    if weights.shape[0] == 1 and (padded == padded[:, :1]).all():
-        padded = padded[:, :1]  # one table and one bias serve equal samples
-    shares = weights.mean(dim=1)  # [1 or B, captions]
-    pads = model.padded(rows * columns) - rows * columns
-    weights = torch.cat((weights, shares[:, None].expand(-1, pads, -1)), dim=1)
+        spans = padded.amax(dim=1).tolist()  # tokens of each caption in the sequence
+        ids = []
+        for sample, each in enumerate(padded.T.tolist()):
+            end, share = each[0], shares[min(sample, len(shares) - 1)]
+            text = [caption_ids(span, dev, end - length) for span, length in zip(spans, each, strict=True)]
+            image = image_ids(end + 1, rows, columns, rows * columns + pads, self.prompt.grid, dev)
+            image[rows * columns :, 0] = (share * (end - torch.tensor(each, device=dev))).sum() / share.sum()
+            ids.append(torch.cat((*text, image)))
+        freqs = model.rope_table(torch.stack(ids))
 
-    spans = padded.amax(dim=1).tolist()  # of each caption in the sequence
-    options = transformer_options.get("rope_options") or {}
-    ids = []
-    for sample, each in enumerate(padded.T.tolist()):
-        end, share = each[0], shares[min(sample, len(shares) - 1)]
-        captions = [
-            caption_ids(span, x.device, end - length) for span, length in zip(spans, each, strict=True)
-        ]
-        image = image_ids(end + 1, rows, columns, rows * columns + pads, options, x.device)
-        image[rows * columns :, 0] = (share * (end - torch.tensor(each, device=x.device))).sum() / share.sum()
-        ids.append(torch.cat((*captions, image)))
-    freqs = rope_table(torch.stack(ids), model.config.axes_dims, model.config.rope_theta)
-
-    refined, real, start = [], [], 0
-    for features, count, span, each in zip(contexts, counts, spans, padded, strict=True):
-        real.append(torch.arange(span) < each[:, None])  # [1 or B, span]
-        mask = None if real[-1].all() else real[-1].to(x.device)[:, None, None]
-        table = freqs[:, start : start + span]
-        refined.append(model.refine_caption(features, count, table, mask, x.dtype, transformer_options))
-        start += span
-    bias = attention_bias(weights, torch.cat(real, dim=1).to(x.device), spans, x.dtype)
-    return torch.cat(refined, dim=1), freqs[:, start:], freqs, bias
+        refined, real, start = [], [], 0
+        for caption, span, each in zip(captions, spans, padded, strict=True):
+            real.append(torch.arange(span) < each[:, None])  # [1 or B, span]
+            mask = None if real[-1].all() else real[-1].to(dev)[:, None, None]
+            tokens = model.embed_text(caption, span, x.dtype)
+            table = freqs[:, start : start + span]
+            refined.append(model.run("context_refiner", tokens, Span(table, mask), hooks=hooks))
+            start += span
+        bias = attention_bias(weights, torch.cat(real, dim=1).to(dev), spans, x.dtype)
+        return Prepared(torch.cat(refined, dim=1), Span(freqs[:, start:]), Span(freqs, bias))
 
 
-def place_weights(regions: Sequence[Region], size: Sequence[int], patch: int, device: torch.device) -> Tensor:
+def patch_weights(regions: Sequence[Region], size: Sequence[int], patch: int, device: torch.device) -> Tensor:
     """What each caption counts at each patch of a latent of this size: [1 or B, N, captions], the prompt
     first. A patch has the mean weight of its cells.
     """

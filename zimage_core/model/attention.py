@@ -5,53 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
 from .rope import rotate
+from .sequence import Span
 
 
 class Attention(nn.Module):
     """Fused q, k, v rows; RMS norm on q and k per head; fewer k/v heads than q heads are repeated."""
 
-    def __init__(self, config: S3DiTConfig, operations: Any, **place: Any) -> None:
+    def __init__(self, config: S3DiTConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = operations.Linear(config.dim, rows, bias=False, **place)
-        self.out = operations.Linear(self.heads * self.head_dim, config.dim, bias=False, **place)
-        self.q_norm = operations.RMSNorm(self.head_dim, eps=config.norm_eps, elementwise_affine=True, **place)
-        self.k_norm = operations.RMSNorm(self.head_dim, eps=config.norm_eps, elementwise_affine=True, **place)
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, freqs: Tensor, transformer_options: dict = {}
-    ) -> Tensor:
-        """x: [B, S, dim]; mask: None or bool [B, 1, 1, S] of the keys to see; freqs: rope table of S
-        tokens.
-        """
+        def norm() -> nn.Module:
+            return operations.RMSNorm(self.head_dim, eps=config.norm_eps, elementwise_affine=True, **factory)
+
+        self.qkv = operations.Linear(config.dim, rows, bias=False, **factory)
+        self.out = operations.Linear(self.heads * self.head_dim, config.dim, bias=False, **factory)
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def forward(self, x: Tensor, span: Span) -> Tensor:
+        """x: [B, S, dim] -> [B, S, dim]; span: tables, mask and options of the S tokens."""
         q, k, v = self.project(x)
-        q = rotate(q, freqs)  # one after the other: each frees what it came from
-        k = rotate(k, freqs)
-        return self.out(self.attend(q, k, v, mask, transformer_options))
+        q = rotate(q, span.freqs)  # one after the other: each frees what it came from
+        k = rotate(k, span.freqs)
+        return self.out((span.attend or self.attend)(q, k, v, span.bias, span.options))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normed q [B, S, heads, D], normed k and v [B, S, kv_heads, D]."""
-        q, k, v = (
-            self.qkv(x)
-            .unflatten(-1, (-1, self.head_dim))
-            .split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        )
+        heads = rearrange(self.qkv(x), "b s (h d) -> b s h d", d=self.head_dim)
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, transformer_options: dict
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict) -> Tensor:
         """Of q, k and v as `project` gives them, turned to their positions: [B, S, heads * D]."""
-        q, k, v = self.by_head(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        out = F.scaled_dot_product_attention(*self.by_head(q, k, v), attn_mask=bias)
+        return rearrange(out, "b h s d -> b s (h d)")
 
     def by_head(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three as [B, heads, S, D], k and v repeated where heads share them."""
         if self.kv_heads != self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=2) for t in (k, v))
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            k, v = (repeat(t, "b s h d -> b s (h r) d", r=self.heads // self.kv_heads) for t in (k, v))
+        return tuple(rearrange(t, "b s h d -> b h s d") for t in (q, k, v))

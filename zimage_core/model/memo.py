@@ -1,8 +1,6 @@
-"""What one sampling run computes once: refined captions, rope tables, and each timestep's modulation.
+"""What one sampling run computes once: prepared conditions, and each step's modulation.
 
-Whoever starts a run makes these objects and hands them to each forward; they go with the run. Keys are the
-objects
-themselves, never tensor contents, which would wait for the GPU.
+Keys are object identities: comparing the values of tensors would synchronise with the GPU.
 """
 
 from __future__ import annotations
@@ -16,35 +14,39 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class TimestepMemo:
-    """The latest timestep's modulation, shared by all conditionings of a run; it goes when the timestep
-    tensor does.
-    """
+class StepMemo:
+    """Values of the latest step. They go when another tensor stands for the step, or when this one goes."""
 
     def __init__(self) -> None:
-        self._timestep: weakref.ref[Tensor] | None = None
-        self._key: Hashable = None
-        self._value: Any = None
-
-    def once(self, timestep: Tensor, key: Hashable, compute: Callable[[], T]) -> T:
-        if self._timestep is None or self._timestep() is not timestep or self._key != key:
-            self._value, self._key = compute(), key
-            self._timestep = weakref.ref(timestep, self._forget)
-        return self._value
-
-    def _forget(self, timestep: weakref.ref[Tensor]) -> None:
-        if timestep is self._timestep:
-            self._timestep = self._key = self._value = None
-
-
-class RunMemo:
-    """Values that depend on one conditioning and the picture's size, made once per conditioning and run."""
-
-    def __init__(self, timestep: TimestepMemo | None = None) -> None:
-        self.timestep = timestep or TimestepMemo()
+        self._step: weakref.ref[Tensor] | None = None
         self._kept: dict[Hashable, Any] = {}
 
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def once(self, step: Tensor, key: Hashable, compute: Callable[[], T]) -> T:
+        if self._step is None or self._step() is not step:
+            self._kept = {}
+            self._step = weakref.ref(step, self._forget)
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]
+
+    def _forget(self, step: weakref.ref[Tensor]) -> None:
+        if step is self._step:
+            self._step, self._kept = None, {}
+
+
+class RunMemo:
+    """What one run repeats. Whoever starts a run makes one, hands it to each forward, and drops it after."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Any] = {}
+        self._steps = StepMemo()
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value of `key`, computed the first time in this run."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def time(self, timesteps: Tensor, key: Hashable, compute: Callable[[], T]) -> T:
+        """The same for the latest `timesteps` only, which all conditionings of a step share."""
+        return self._steps.once(timesteps, key, compute)

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import REFERENCE_MAX_TOKENS
+from ..model.sequence import real_tokens
 
 BEFORE = "<|im_start|>user\n"
 TURN_END = "<|im_end|>"
@@ -82,10 +84,7 @@ def tokenise(
 def tokenise_texts(tokenizer: Any, texts: list[str], max_tokens: int | None = REFERENCE_MAX_TOKENS) -> Tokens:
     """Texts as they are, such as the segments of `split_prompt`."""
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    kept = [row[:max_tokens] for row in rows]
-    longest = max(len(row) for row in kept)
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in kept])
-    lengths = torch.tensor([len(row) for row in kept])
-    mask = torch.arange(longest) < lengths[:, None]
+    kept = [torch.tensor(row[:max_tokens]) for row in rows]
+    ids = pad_sequence(kept, batch_first=True, padding_value=tokenizer.pad_token_id)
+    mask = real_tokens([len(row) for row in kept], ids.shape[1])
     return Tokens(ids, mask, [len(row) - len(k) for row, k in zip(rows, kept, strict=True)])

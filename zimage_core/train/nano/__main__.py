@@ -134,7 +134,7 @@ class Training:
         model = vision.train(
             self.config.vision,
             self.concept_drawings(),
-            captions.Captions(captions.load_concepts(self.data)),
+            captions.CaptionSet(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
             self.state / "vision.pt",
@@ -185,7 +185,7 @@ class Training:
             self.config.transformer,
             [
                 transformer.FromCaptions(
-                    gallery, captions.Captions(concepts), *language, transformer.BATCH, drawn
+                    gallery, captions.CaptionSet(concepts), *language, transformer.BATCH, drawn
                 ),
                 transformer.FromReference(gallery, drawn, *language, transformer.EDITS),
             ],
@@ -233,7 +233,7 @@ class Training:
         grey = transformer.latent_table(encoder, self.concept_drawings(), lora.greyscale)
         task = transformer.FromCaptions(
             transformer.Gallery(grey),
-            captions.Captions(captions.load_concepts(self.data)),
+            captions.CaptionSet(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
             lora.BATCH,
@@ -255,7 +255,7 @@ class Training:
             model,
             table(lambda pixels: pixels, control.mirrored),
             table(control.edges, lambda pixels: control.edges(control.mirrored(pixels))),
-            captions.Captions(captions.load_concepts(self.data)),
+            captions.CaptionSet(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
             self.state / "control.pt",

@@ -103,7 +103,7 @@ class Pair:
     fits: tuple[int, ...]
 
 
-class Captions:
+class CaptionSet:
     """Every caption that training may draw, grouped by concept: pairs of a held-out background are not among
     them.
     """
@@ -209,7 +209,7 @@ def other_keywords(concepts: list[Concept]) -> list[dict[str, tuple[str, ...]]]:
     """Per concept and language, CLDR's keywords that no caption contains and no other concept shares: what a
     concept can be asked for by, but only of one who knows what the words mean.
     """
-    texts = "\n".join(pair.caption.lower() for pair in Captions(concepts).all())
+    texts = "\n".join(pair.caption.lower() for pair in CaptionSet(concepts).all())
     spoken = set(re.findall(r"[a-z]+", texts))
 
     def unknown(word: str, language: str) -> bool:

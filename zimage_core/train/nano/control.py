@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ...conditions.control import Control, ControlNet
 from ...config import ControlConfig, S3DiTConfig
-from ...model.s3dit import S3DiT
+from ...model.s3dit import Condition, S3DiT
 from ...model.text_encoder import Qwen3TextEncoder
 from ...prompt.template import tokenise
 from ...weights.quantised import quantise_fp8
 from ..lora import greyscale
 from ..trainer import Plan, Shards, fit
-from .captions import Captions
+from .captions import CaptionSet
 from .transformer import BUCKET, draw_sigmas, token_count, velocity_loss
 
 PLAN = Plan(steps=700, lr=2e-3, warmup=30, cooldown=0.6, ema=0.97, muon=True)
@@ -83,9 +83,9 @@ class Steered(nn.Module):
     def x_pad_token(self) -> Tensor:
         return self.base.x_pad_token
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, *, condition: Condition) -> Tensor:
         noisy, latent = x.chunk(2, dim=1)
-        return self.base(noisy, timesteps, context, controls=[Control(self.network, latent)], **kwargs)
+        return self.base(noisy, timesteps, condition=condition, hooks=[Control(self.network, latent)])
 
 
 def initialise(network: ControlNet, base: S3DiT) -> None:
@@ -120,7 +120,7 @@ def train(
     base: S3DiT,
     latents: Tensor,
     control_latents: Tensor,
-    captions: Captions,
+    captions: CaptionSet,
     text_encoder: Qwen3TextEncoder,
     tokenizer: Any,
     state: Path,

@@ -21,7 +21,7 @@ from ...prompt.template import apply_template, split_prompt
 from ..trainer import Plan, Shards, fit
 from .captions import (
     LANGUAGES,
-    Captions,
+    CaptionSet,
     Concept,
     fill,
     keyword_examples,
@@ -54,7 +54,7 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
     """What the language model reads, in groups that are drawn equally often; held-out phrasings and pairs are
     in none.
     """
-    captions = Captions(concepts)
+    captions = CaptionSet(concepts)
     palette = colours()
     rewriting = []
     for pair in captions.all():

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...conditions.references import References
 from ...config import SHIFT, S3DiTConfig
 from ...model.autoencoder import AutoencoderKL
-from ...model.s3dit import S3DiT
+from ...model.s3dit import Condition, Prompt, S3DiT
+from ...model.sequence import Captions
 from ...model.text_encoder import Qwen3TextEncoder
-from ...prompt.template import apply_template, split_prompt, tokenise
+from ...prompt.template import apply_template, split_prompt, tokenise, tokenise_texts
 from ..trainer import Plan, Shards, fit
-from .captions import Captions
+from .captions import CaptionSet
 from .edits import KINDS, Edit, Edits, Picture
 from .pictures import SIZE, SMALL_BOX, colours, on_background
 
@@ -69,7 +71,7 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_batch(
-    captions: Captions,
+    captions: CaptionSet,
     edits: Edits | None,
     tokenizer: Any,
     count: int,
@@ -170,7 +172,7 @@ class FromCaptions:
     """Text to image."""
 
     gallery: Gallery
-    captions: Captions
+    captions: CaptionSet
     text_encoder: Qwen3TextEncoder
     tokenizer: Any
     batch: int
@@ -205,13 +207,10 @@ class FromReference:
             edit = self.edits.draw(kind, generator)
             if len(self.ids(split_prompt(edit.instruction, 1)[1])) <= BUCKET:
                 drawn.append(edit)
-        rows = [self.ids(split_prompt(edit.instruction, 1)[1]) for edit in drawn]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        tokens = tokenise_texts(self.tokenizer, [split_prompt(edit.instruction, 1)[1] for edit in drawn])
         before, after = [edit.before for edit in drawn], [edit.after for edit in drawn]
-        pieces = [*noised(self.gallery.of(after), generator), self.gallery.weights(after), ids, mask]
-        pieces += [self.gallery.of(before), self.gallery.seen(before)]
+        pieces = [*noised(self.gallery.of(after), generator), self.gallery.weights(after)]
+        pieces += [tokens.input_ids, tokens.mask, self.gallery.of(before), self.gallery.seen(before)]
         blind = float(torch.rand(1, generator=generator)) < BLIND_SHARE
         first, _, last = (torch.tensor([self.ids(part)]) for part in split_prompt("", 1))
         around = [part.to(device) for part in (first, last)]
@@ -291,17 +290,18 @@ def velocity_loss(
     ids: Tensor,
     mask: Tensor,
     model: S3DiT,
-    **references: Any,
+    condition: Callable[[Prompt], Condition] = lambda prompt: prompt,
 ) -> Tensor:
-    """Squared error of the velocity, in the model's dtype: noisy and wanted [B,16,h,w], sigma [B], weights
-    [B,1,h,w], ids and mask [B,L].
+    """Squared error of the velocity, in the model's dtype.
+
+    noisy, wanted: [B,16,h,w]; sigma: [B]; weights: [B,1,h,w]; ids, mask: [B,L]. condition: what is made of
+    the prompt.
     """
-    with torch.no_grad():
-        context = text_encoder(ids)  # causal: padding on the right reaches no real token
     dtype = model.x_pad_token.dtype
-    predicted = model(
-        noisy.to(dtype), sigma, context.to(dtype), num_tokens=tuple(mask.sum(1).tolist()), **references
-    )
+    with torch.no_grad():
+        features = text_encoder(ids).to(dtype)  # causal: padding on the right reaches no real token
+    prompt = Prompt(Captions(features, tuple(mask.sum(1).tolist())))
+    predicted = model(noisy.to(dtype), sigma, condition=condition(prompt))
     return ((predicted.float() - wanted).square() * weights).mean()
 
 
@@ -325,19 +325,11 @@ def edit_loss(
     dtype = model.x_pad_token.dtype
     with torch.no_grad():
         segments = [text_encoder(part).to(dtype).expand(len(ids), -1, -1) for part in around]
-    return velocity_loss(
-        text_encoder,
-        noisy,
-        sigma,
-        wanted,
-        weights,
-        ids,
-        mask,
-        model,
-        ref_latents=[reference.to(dtype)],
-        ref_contexts=segments,
-        siglip_feats=None if blind else [seen.to(dtype)],
-    )
+
+    def condition(prompt: Prompt) -> Condition:
+        return References.of(prompt, [reference.to(dtype)], segments, None if blind else [seen.to(dtype)])
+
+    return velocity_loss(text_encoder, noisy, sigma, wanted, weights, ids, mask, model, condition)
 
 
 @torch.no_grad()

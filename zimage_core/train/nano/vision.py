@@ -16,7 +16,7 @@ from ...model.text_encoder import Qwen3TextEncoder
 from ...model.vision import VisionEncoder
 from ...prompt.template import tokenise
 from ..trainer import Plan, backward_of, fit
-from .captions import Captions
+from .captions import CaptionSet
 from .pictures import colours, on_background
 
 PLAN = Plan(steps=400, lr=2e-3, warmup=30, cooldown=0.6, ema=0.98, muon=True)
@@ -71,7 +71,7 @@ def caption_vectors(text_encoder: Qwen3TextEncoder, tokenizer: Any, prompts: lis
 def train(
     config: VisionConfig,
     drawings: Tensor,
-    captions: Captions,
+    captions: CaptionSet,
     text_encoder: Qwen3TextEncoder,
     tokenizer: Any,
     state: Path,
