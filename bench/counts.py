@@ -12,7 +12,9 @@ from bench.rows import row
 from tests.core.peers import diffusers_of, diffusers_velocity
 from tests.core.random_models import TINY, random_inputs, random_s3dit
 from zimage_core import S3DiTConfig
-from zimage_core.model.memo import RunMemo, TimestepMemo
+from zimage_core.model.memo import RunMemo
+from zimage_core.model.s3dit import Prompt
+from zimage_core.model.sequence import Captions
 
 VIEWS = set(
     "view t transpose permute expand unsqueeze squeeze slice split split_with_sizes unbind _unsafe_view "
@@ -54,10 +56,10 @@ def forward_rows() -> list[dict]:
     peer = diffusers_of(model)
     x, sigma, caption = random_inputs(MODEL, 1, size=(32, 32), length=64)
     x, caption = x.bfloat16(), caption.bfloat16()
-    memo = [RunMemo()]
-    model(x, sigma, caption, run_memo=memo)
+    run = {"condition": Prompt(Captions.whole(caption)), "memo": RunMemo()}
+    model(x, sigma, **run)
     with Work() as ours:
-        model(x, sigma.clone(), caption, run_memo=memo)
+        model(x, sigma.clone(), **run)
     with Work() as theirs:
         diffusers_velocity(peer, x, sigma, [caption[0]])
     with FlopCounterMode(display=False) as flops:
@@ -81,12 +83,11 @@ def run_rows() -> list[dict]:
     for name, part in parts.items():
         part.register_forward_hook(lambda *_, name=name: counts.update([name]))
     x, _, caption = random_inputs(TINY, 1, length=40)
-    shared = TimestepMemo()
-    captions = [(caption, [RunMemo(shared)]), (caption[:, :7], [RunMemo(shared)])]
+    memo, conditions = RunMemo(), [Prompt(Captions.whole(c)) for c in (caption, caption[:, :7])]
     for sigma in torch.linspace(1, 0.2, 8):
         timesteps = sigma.repeat(1)
-        for features, memo in captions:
-            model(x, timesteps, features, run_memo=memo)
+        for condition in conditions:
+            model(x, timesteps, condition=condition, memo=memo)
     return [
         row("caption refinements in 8 guided steps", counts["caption refiner"], "", "== 2"),
         row("timestep embeddings in 8 guided steps", counts["timestep embedder"], "", "== 8"),

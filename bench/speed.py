@@ -22,6 +22,8 @@ from bench import generation
 from bench.rows import row
 from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.model.memo import RunMemo
+from zimage_core.model.s3dit import Prompt
+from zimage_core.model.sequence import Captions
 from zimage_core.weights.keys import transformer_to_diffusers
 
 CAPTION = 96  # tokens
@@ -147,15 +149,15 @@ def forwards(model: S3DiT, pixels: int, device: str, peers: dict[str, nn.Module]
     side = pixels // 8
     place = {"device": device, "dtype": dtype}
     x, caption = torch.randn(1, 16, side, side, **place), torch.randn(1, CAPTION, 2560, **place)
-    memo = [RunMemo()]
+    memo, kept = RunMemo(), Prompt(Captions.whole(caption))
     latents, captions = [x[0].unsqueeze(1)], [caption[0]]
 
     def sigma() -> torch.Tensor:  # a new tensor each time, as a sampler makes it: modulation is computed anew
         return torch.full((1,), 0.7, device=device)
 
     return {
-        "ours": lambda: model(x, sigma(), caption, run_memo=memo),
-        "ours again": lambda: model(x, sigma(), caption, run_memo=memo),
+        "ours": lambda: model(x, sigma(), condition=kept, memo=memo),
+        "ours again": lambda: model(x, sigma(), condition=kept, memo=memo),
         "ours, nothing kept": lambda: model(x, sigma(), caption),
         "native": lambda: peers["native"](x, sigma(), caption, CAPTION),
         "diffusers": lambda: peers["diffusers"](latents, sigma(), captions, return_dict=False)[0],

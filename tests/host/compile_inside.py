@@ -21,6 +21,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tests.core.random_models import random_s3dit, relative  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
+from zimage_core.model.sequence import Span  # noqa: E402
 
 enter(HOST, "--use-pytorch-cross-attention")  # what GPUs use; the CPU default breaks graphs itself
 import comfy.sample  # noqa: E402
@@ -50,8 +51,8 @@ def block_in_one_graph(block: torch.nn.Module) -> bool:
     modulation = tuple(torch.ones(1, 1, CONFIG.dim) for _ in range(4))
     compiled = torch.compile(block, fullgraph=True, backend="eager")
     with torch.no_grad():
-        out = compiled(tokens, None, freqs, modulation, transformer_options={"block_index": 0})
-        return relative(out, block(tokens, None, freqs, modulation)) < 1e-6
+        out = compiled(tokens, Span(freqs, options={"block_index": 0}), modulation)
+        return relative(out, block(tokens, Span(freqs), modulation)) < 1e-6
 
 
 path = SCRATCH / "small.safetensors"

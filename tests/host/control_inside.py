@@ -128,7 +128,7 @@ def library_velocity(file: str, inpaint: bool, dtype: torch.dtype = torch.float3
     control = load_control(SCRATCH / f"{file}.safetensors", dtype=dtype)
     given = (SCENE.movedim(-1, 1), MASK[:, None]) if inpaint else (None, None)
     latent = control_latent(library_encode, control.config.channels, PICTURES[:1].movedim(-1, 1), *given)
-    return network(noise, torch.ones(1), POSITIVE[0][0], controls=[Control(control, latent, 0.8)])
+    return network(noise, torch.ones(1), POSITIVE[0][0], hooks=[Control(control, latent, 0.8)])
 
 
 def as_in_the_library() -> dict:

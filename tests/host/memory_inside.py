@@ -117,6 +117,12 @@ def ours(sizes: S3DiTConfig):
     return config.get_model({}, "", device=DEVICE)
 
 
+def kept() -> tuple:
+    """As a run hands it to each of its forwards."""
+    conds = extension_module("nodes.host.running.conds")
+    return (conds.Kept(conds.Run(), object()),)
+
+
 def references(count: int, batch: int) -> tuple[dict, dict]:
     """As a conditioning holds them, and as the network takes them."""
     one = {"dtype": torch.bfloat16, "device": DEVICE}
@@ -132,7 +138,6 @@ def references(count: int, batch: int) -> tuple[dict, dict]:
     return written, {name: cond.process_cond(batch).cond for name, cond in conds.items()}
 
 
-memo = extension_module("zimage_core.model.memo").RunMemo
 rows = []
 tensors = contextlib.nullcontext() if DEVICE == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
 with tensors, torch.no_grad():
@@ -142,7 +147,7 @@ with tensors, torch.no_grad():
             caption = torch.empty(batch, length, CONFIG.cap_feat_dim)
             conds = {k: [v] for k, v in base.extra_conds_shapes(cross_attn=caption).items()}
             expected = base.memory_required([batch, 16, side // 8, side // 8], cond_shapes=conds)
-            found = peak(base.diffusion_model, side, batch, length, run_memo=[memo()])
+            found = peak(base.diffusion_model, side, batch, length, kept=kept())
             rows.append(
                 {"side": side, "batch": batch, "caption": length, "expected": expected, "peak": found}
             )
@@ -153,7 +158,7 @@ with tensors, torch.no_grad():
         conds = base.extra_conds_shapes(cross_attn=torch.empty(batch, length, CONFIG.cap_feat_dim), **written)
         conds = {k: [[batch, *v[1:]]] for k, v in conds.items()}  # the host's estimate has one of each
         expected = base.memory_required([batch, 16, side // 8, side // 8], cond_shapes=conds)
-        found = peak(base.diffusion_model, side, batch, length, run_memo=[memo()], **given)
+        found = peak(base.diffusion_model, side, batch, length, kept=kept(), **given)
         sizes = {"side": side, "batch": batch, "caption": length, "references": count}
         rows.append({**sizes, "expected": expected, "peak": found})
     theirs = peak(native_network(CONFIG, dtype=torch.bfloat16, device=DEVICE), 1024, 1, CAPTIONS[0])

@@ -27,7 +27,10 @@ from tests.core.random_models import random_inputs, random_s3dit, randomise, rel
 from tests.host import matrix  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
 from tests.host.native_network import native_network  # noqa: E402
+from zimage_core.conditions.references import References  # noqa: E402
 from zimage_core.config import NanoConfig, S3DiTConfig  # noqa: E402
+from zimage_core.model.s3dit import Prompt  # noqa: E402
+from zimage_core.model.sequence import Captions  # noqa: E402
 from zimage_core.model.vision import VisionEncoder  # noqa: E402
 
 enter(HOST)
@@ -67,6 +70,12 @@ def output(features: torch.Tensor) -> comfy.clip_vision.Output:
     found["last_hidden_state"] = features.flatten(1, 2)
     found["image_sizes"] = [(3, 16 * features.shape[1], 16 * features.shape[2])]
     return found
+
+
+def condition(caption: torch.Tensor, given: dict) -> Prompt | References:
+    """As the library's network takes it."""
+    prompt = Prompt(Captions.whole(caption))
+    return References.of(prompt, *given.values()) if given["ref_latents"] else prompt
 
 
 def conditioning(caption: torch.Tensor, given: dict | None, scale) -> list:
@@ -115,7 +124,9 @@ def by_hand(patcher) -> torch.Tensor:
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", STEPS)
     x = comfy.sample.prepare_noise(torch.zeros(1, 16, *SIZE), SEED)
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        positive, negative = (network(x, sigma[None], caption, **GIVEN) for caption in (POSITIVE, NEGATIVE))
+        positive, negative = (
+            network(x, sigma[None], condition=condition(caption, GIVEN)) for caption in (POSITIVE, NEGATIVE)
+        )
         x = x + (following - sigma) * (negative + CFG * (positive - negative))
     return patcher.model.process_latent_out(x)
 
@@ -144,14 +155,15 @@ def networks() -> dict[str, float]:
         "one": {k: v[:n] for (k, v), n in zip(two.items(), (1, 2, 1), strict=True)},
         "no siglip": two | {"siglip_feats": []},
         "no captions": two | {"ref_contexts": []},
-        "none": {},
+        "none": {"ref_latents": []},
     }
     found = {}
     for name, given in cases.items():
         for size in ((8, 12), (7, 9)):
             x, sigma, caption = random_inputs(config, SEED, size=size, length=40)
             theirs = peer(x, sigma, caption, caption.shape[1], **given)
-            found[f"{name}, {size[0]}x{size[1]}"] = relative(model(x, sigma, caption, **given), theirs)
+            made = model(x, sigma, condition=condition(caption, given))
+            found[f"{name}, {size[0]}x{size[1]}"] = relative(made, theirs)
     return found
 
 

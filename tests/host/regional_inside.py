@@ -23,7 +23,9 @@ from safetensors.torch import save_file  # noqa: E402
 from tests.core.random_models import random_s3dit, relative  # noqa: E402
 from tests.host import matrix  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
-from zimage_core.conditions.regions import Region  # noqa: E402
+from zimage_core.conditions.regions import Region, Regions  # noqa: E402
+from zimage_core.model.s3dit import Prompt  # noqa: E402
+from zimage_core.model.sequence import Captions  # noqa: E402
 
 enter(HOST)
 import comfy.sample  # noqa: E402
@@ -74,11 +76,17 @@ def by_library(size=(HEIGHT, WIDTH), weights=(), noise=None) -> torch.Tensor:
     """The same two Euler steps without ComfyUI; weights: of the regions LONG and SHORT."""
     latent = torch.zeros(1, 16, *size)
     x = comfy.sample.prepare_noise(latent, SEED) if noise is None else noise
-    regions = [Region(c[0][0], w) for c, w in zip((LONG, SHORT), weights, strict=False)]
+    parts = zip((LONG, SHORT), weights, strict=False)
+    regions = [Region(Captions.whole(c[0][0]), weight) for c, weight in parts]
+
+    def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        prompt = Prompt(Captions.whole(BASE[0][0]))
+        return NETWORK(x, sigma, condition=Regions(prompt, regions) if regions else prompt)
+
     sampling = model().get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 2)
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = x + (following - sigma) * NETWORK(x, sigma[None], BASE[0][0], regions=regions)
+        x = x + (following - sigma) * velocity(x, sigma[None])
     return model().model.process_latent_out(x)
 
 

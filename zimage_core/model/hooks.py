@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .memo import RunMemo
 from .sequence import Prepared, Span, Time
-
-if TYPE_CHECKING:
-    from .s3dit import S3DiT
 
 BlockCall = Callable[[Tensor, Span], Tensor]
 
@@ -25,9 +21,12 @@ class BlockHook:
 
     capturable = True
 
-    def prepare(self, model: S3DiT, x: Tensor, prepared: Prepared, time: Time, memo: RunMemo) -> BlockHook:
-        """The hook that this forward uses, made before its first block; x: the latent [B, C, H, W].
+    def prepare(
+        self, model: nn.Module, x: Tensor, prepared: Prepared, time: Time, memo: RunMemo
+    ) -> BlockHook:
+        """The hook that this forward uses, made before its first block.
 
+        model: the S3DiT; x: its latent [B, C, H, W].
         Captions are refined before this call, with this hook's `enter`, `block` and `leave` around them.
         """
         return self

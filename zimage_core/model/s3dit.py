@@ -83,9 +83,8 @@ class Block(nn.Module):
         self.attention_norm1, self.attention_norm2 = norm(), norm()
         self.ffn_norm1, self.ffn_norm2 = norm(), norm()
         if modulated:
-            self.adaLN_modulation = nn.Sequential(
-                operations.Linear(config.t_dim, 4 * config.dim, bias=True, **factory)
-            )
+            projection = operations.Linear(config.t_dim, 4 * config.dim, bias=True, **factory)
+            self.adaLN_modulation = nn.Sequential(projection)
 
     def modulation(self, c: Tensor) -> Scales:
         """c: [B, t_dim] -> what `forward` takes. No SiLU before this projection, unlike the final layer's."""
@@ -112,9 +111,8 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = operations.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6, **factory)
         self.linear = operations.Linear(config.dim, config.patch_features, bias=True, **factory)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), operations.Linear(config.t_dim, config.dim, bias=True, **factory)
-        )
+        projection = operations.Linear(config.t_dim, config.dim, bias=True, **factory)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), projection)
 
     def modulation(self, c: Tensor) -> Tensor:
         """c: [B, t_dim] -> [B, 1, D]."""
@@ -148,8 +146,7 @@ class S3DiT(nn.Module):
         operations: Any = nn,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, factory = config, dtype, {"device": device, "dtype": dtype}
 
         def blocks(count: int, modulated: bool) -> nn.ModuleList:
             return nn.ModuleList(
@@ -259,8 +256,11 @@ class S3DiT(nn.Module):
     def time(self, timesteps: Tensor, dtype: torch.dtype) -> Time:
         """timesteps: [B] sigma -> the modulation of every block and of the final layer."""
         c = self.t_embedder((1.0 - timesteps) * self.config.t_scale, dtype)  # [B, t_dim]
-        refiner, layers = ([block.modulation(c) for block in b] for b in (self.noise_refiner, self.layers))
-        return Time(c, refiner, layers, self.final_layer.modulation(c))
+
+        def scales(blocks: nn.ModuleList) -> list[Scales]:
+            return [block.modulation(c) for block in blocks]
+
+        return Time(c, scales(self.noise_refiner), scales(self.layers), self.final_layer.modulation(c))
 
     def embed_text(self, captions: Captions, length: int, dtype: torch.dtype) -> Tensor:
         """-> tokens [B, length, D], learned ones after each sample's real tokens."""

@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management as management
 import comfy.supported_models
 import comfy.utils
 import torch
 
+from ....zimage_core.config import S3DiTConfig
+from ....zimage_core.model.memo import StepMemo
 from ....zimage_core.weights import WeightsError, read_transformer
 from ..built_in import NANO, nano_settings
-from ..running.s3dit import Model
+from ..running.conds import caption_conds
+from ..running.references import CELLS, PATCH_AREA, reference_conds
+from ..running.regions import REGIONS
+from ..running.s3dit import HostS3DiT
 from .patcher import patched, quantised_state
 
 DTYPES = {
@@ -26,6 +32,44 @@ DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+
+
+# The host's rule for one forward: latent cells x bytes of the type x this, in percent of a MiB. Our peak is
+# 86 to 91 kB a token in bfloat16 (bench memory); 1.25 leaves room for what libraries and allocator add.
+MEMORY_FACTOR = 1.25
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
+
+
+def build(device: Any = None, dtype: Any = None, operations: Any = None, **unet_config: Any) -> HostS3DiT:
+    """What BaseModel calls with its unet_config; fields that only the host reads are left out."""
+    config = S3DiTConfig(**{k: v for k, v in unet_config.items() if k in CONFIG_FIELDS})
+    return HostS3DiT(config, device=device, dtype=dtype, operations=operations)
+
+
+class Model(comfy.model_base.Lumina2):
+    """The host's Lumina2 family with our network: LoRA maps and other nodes take it for what it is."""
+
+    def __init__(self, model_config: Any, device: Any = None) -> None:
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=build
+        )
+        self.runs = StepMemo()
+        self.memory_usage_factor = MEMORY_FACTOR
+        self.memory_usage_factor_conds = ("c_crossattn", *CELLS)
+        self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], 1, shape[1] * PATCH_AREA]}
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict:
+        caption = kwargs.get("cross_attn")
+        shapes = {} if caption is None else {"c_crossattn": list(caption.shape)}
+        if regions := kwargs.get(REGIONS):
+            shapes["c_crossattn"][1] += sum(region.captions.features.shape[1] for region in regions)
+        if self.model_config.unet_config.get("siglip_feat_dim") is not None:
+            shapes |= {name: cond.size() for name, cond in reference_conds(kwargs).items()}
+        return shapes
+
+    def extra_conds(self, **kwargs: Any) -> dict:
+        multiple = self.model_config.unet_config["pad_multiple"]
+        return caption_conds(super().extra_conds(**kwargs), kwargs, self, multiple, self.runs)
 
 
 class Config(comfy.supported_models.ZImage):

@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 
 from ....zimage_core.config import S3DiTConfig
-from ....zimage_core.model.memo import TimestepMemo
+from ....zimage_core.model.memo import StepMemo
 from .conds import caption_conds
 from .s3dit import HostS3DiT
 
@@ -98,14 +98,14 @@ def _install(patcher: Any, network: HostS3DiT) -> None:
     patcher.add_object_patch("diffusion_model", network)
     # the model holds this patch while it runs, so the patch must not hold the model
     owner = weakref.ref(patcher.model)
-    conds = functools.partial(_conds, owner, network.config.pad_multiple, TimestepMemo())
+    conds = functools.partial(_conds, owner, network.config.pad_multiple, StepMemo())
     patcher.add_object_patch("extra_conds", conds)
 
 
-def _conds(owner: weakref.ref, multiple: int, timestep_memo: TimestepMemo, **given: Any) -> dict:
+def _conds(owner: weakref.ref, multiple: int, runs: StepMemo, **given: Any) -> dict:
     model = owner()
     out = type(model).extra_conds(model, **given)
-    return caption_conds(out, given, model, multiple, timestep_memo)
+    return caption_conds(out, given, model, multiple, runs)
 
 
 def _follow(patcher: Any, clone: Any) -> None:

@@ -7,14 +7,15 @@ never joins captions of different lengths; ours knows each sample's length, so t
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from comfy.conds import CONDRegular
 from torch import Tensor
 
-from ....zimage_core.model.memo import RunMemo, TimestepMemo
+from ....zimage_core.model.memo import RunMemo, StepMemo
+from ....zimage_core.model.sequence import Captions, joined
 from .references import CELLS, ReferenceCond, reference_conds
 from .regions import REGIONS, RegionsCond
 
@@ -39,9 +40,7 @@ class CaptionCond(CONDRegular):
         return self.together or self.cond.shape == other.cond.shape
 
     def concat(self, others: list[CaptionCond]) -> Tensor:
-        captions = [cond.cond for cond in (self, *others)]
-        longest = max(caption.shape[1] for caption in captions)
-        return torch.cat([F.pad(caption, (0, 0, 0, longest - caption.shape[1])) for caption in captions])
+        return joined([cond.cond for cond in (self, *others)])
 
 
 class PerSample(CONDRegular):
@@ -61,17 +60,46 @@ class PerSample(CONDRegular):
         return [1]
 
 
-class PerConditioning(PerSample):
-    """A tuple with one entry per conditioning, whatever its batch."""
+@dataclass(eq=False)
+class Run:
+    """What one run of the sampler keeps. steps: the timesteps that stand for each of its sigmas."""
 
-    def process_cond(self, batch_size: int, **kwargs: Any) -> PerConditioning:
-        return self._copy_with(self.cond)
+    memo: RunMemo = field(default_factory=RunMemo)
+    steps: StepMemo = field(default_factory=StepMemo)
 
 
-def caption_conds(out: dict, given: dict, model: Any, multiple: int, timestep_memo: TimestepMemo) -> dict:
+class Kept(NamedTuple):
+    """The key of what is computed once for one conditioning of a run.
+
+    area: the part of the latent that it is for, since the host uses one conditioning for several parts.
+    """
+
+    run: Run
+    token: object
+    area: tuple[int, ...] = ()
+
+
+class KeptCond(CONDRegular):
+    """A Kept of each conditioning in a batch, in a tuple."""
+
+    def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs: Any) -> KeptCond:
+        return KeptCond(tuple(kept._replace(area=tuple(area or ())) for kept in self.cond))
+
+    def can_concat(self, other: KeptCond) -> bool:
+        return True
+
+    def concat(self, others: list[KeptCond]) -> tuple[Kept, ...]:
+        return sum((other.cond for other in others), self.cond)
+
+    def size(self) -> list[int]:
+        return [1]
+
+
+def caption_conds(out: dict, given: dict, model: Any, multiple: int, runs: StepMemo) -> dict:
     """`out`, what the host's Lumina2 makes of a conditioning `given`, with our parts in place of its own.
 
-    multiple: what the model pads captions to. Called once per conditioning and run.
+    multiple: what the model pads captions to. runs: the latest run of this model; the host has one tensor of
+    noise in each. Called once per conditioning and run.
     """
     caption = given.get("cross_attn")
     if caption is None:
@@ -88,15 +116,15 @@ def caption_conds(out: dict, given: dict, model: Any, multiple: int, timestep_me
         scaled = [model.process_latent_in(latent) for latent in references["ref_latents"].cond]
         out |= references | {"ref_latents": ReferenceCond(scaled, "ref_latents")}
     out.pop("attention_mask", None)
-    mask = given.get("attention_mask")
-    counts = [caption.shape[1]] if mask is None else mask.bool().sum(dim=-1).clamp(min=1).tolist()
-    out["num_tokens"] = PerSample(tuple(int(n) for n in counts))
+    captions = Captions.masked(caption, given.get("attention_mask"))
+    out["num_tokens"] = PerSample(captions.lengths)
     patcher = model.current_patcher
     patches = patcher.model_options.get("transformer_options", {}).get("patches", {}) if patcher else {}
     together = any(patches.get(name) for name in SEES_BOTH)
-    out["c_crossattn"] = CaptionCond(F.pad(caption, (0, 0, 0, -caption.shape[1] % multiple)), together)
+    features = F.pad(captions.features, (0, 0, 0, -caption.shape[1] % multiple))
+    out["c_crossattn"] = CaptionCond(features, together)
     if given.get(REGIONS) or together:  # conditionings of a batch have the same parts
         out["regions"] = RegionsCond.of(given, together)
     if given.get("hooks") is None:  # hooks may change the weights in mid-run, so nothing is kept then
-        out["run_memo"] = PerConditioning((RunMemo(timestep_memo),))
+        out["kept"] = KeptCond((Kept(runs.once(given["noise"], (), Run), object()),))
     return out

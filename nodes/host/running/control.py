@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....zimage_core.conditions.control import Control, ControlNet, control_latent, filled
-from ....zimage_core.model.memo import TimestepMemo
+from ....zimage_core.model.memo import StepMemo
 from .s3dit import CONTROLS, HostAttention, HostS3DiT
 
 SAME_SIGMA = 1e-5  # closer ones are equal: schedulers and percentages round differently
@@ -69,7 +69,7 @@ class ControlPatch:
         self.patcher, self.vae, self.strength = patcher, vae, strength
         self.percents = (start_percent, end_percent)
         self.sigmas = (1.0, 0.0)
-        self.sigma = TimestepMemo()
+        self.sigma = StepMemo()
         self.controls: dict[tuple[int, ...], Control] = {}  # by count, height and width of the latents
         self.picture, self.inpaint = (
             None if pixels is None else pixels[..., :3].movedim(-1, 1) for pixels in (image, inpaint_image)

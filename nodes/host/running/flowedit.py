@@ -7,9 +7,9 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ....zimage_core.model.sequence import Captions
 from ....zimage_core.sampling.flowedit import flow_edit
 from .s3dit import HostS3DiT
 
@@ -122,20 +122,14 @@ def _pair(model: Any, source: list, target: list) -> list | None:
     (first, first_settings), (second, second_settings) = source[0], target[0]
     if {*first_settings, *second_settings} - PLAIN or len(first) != 1 or len(second) != 1:
         return None
-    masks = [
-        torch.ones(caption.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
-        for caption, mask in ((c, s.get("attention_mask")) for c, s in (source[0], target[0]))
-    ]
+    rows = (source[0], target[0])
+    pair = [Captions.masked(caption, settings.get("attention_mask")) for caption, settings in rows]
     network, settings = model.get_model_object("diffusion_model"), {"pooled_output": None}
     if isinstance(network, HostS3DiT):  # knows each row's length; pads cost nothing up to the same multiple
         multiple = network.config.pad_multiple
         if len({-(-caption.shape[1] // multiple) for caption in (first, second)}) != 1:
             return None
-        length = max(first.shape[1], second.shape[1])
-        settings["attention_mask"] = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in masks])
-    elif first.shape != second.shape or not all(mask.all() for mask in masks):
+        settings["attention_mask"] = Captions.joined(pair).mask
+    elif first.shape != second.shape or not all(captions.mask.all() for captions in pair):
         return None
-    else:
-        length = first.shape[1]
-    rows = [F.pad(caption, (0, 0, 0, length - caption.shape[1])) for caption in (first, second)]
-    return [[torch.cat(rows), settings]]
+    return [[Captions.joined(pair).features, settings]]

@@ -11,6 +11,7 @@ from comfy.conds import CONDRegular
 from torch import Tensor
 
 from ....zimage_core.conditions.regions import Region
+from ....zimage_core.model.sequence import Captions
 
 REGIONS = "zimage_regions"  # in a conditioning: a tuple of Region
 
@@ -41,10 +42,8 @@ def with_region(conditioning: list, region: list, mask: Tensor, strength: float)
             "from a text encoder. For several regions chain one node to the next by its conditioning."
         )
     features, more = region[0]
-    if more.get("attention_mask") is not None:  # what it leaves out at the end
-        features = features[:, : max(1, int(more["attention_mask"].bool().sum(dim=-1).max()))]
     weight = mask.reshape(-1, *mask.shape[-2:]).float().clamp(0, 1) * strength
-    added = Region(features, weight)
+    added = Region(Captions.masked(features, more.get("attention_mask")), weight)
     return [
         [
             caption,
@@ -71,28 +70,29 @@ class RegionsCond(CONDRegular):
     @classmethod
     def of(cls, given: dict, together: bool) -> RegionsCond:
         """given: a conditioning, and with it the noise and the device, as the host hands them to a model."""
-        noise, device = given["noise"], given["device"]
-        return cls(
-            tuple(
-                Region(
-                    context.to(device), F.interpolate(weight[:, None], noise.shape[-2:], mode="area")[:, 0]
-                )
-                for context, weight, _ in given.get(REGIONS, ())
-            ),
-            together,
+        size, device = given["noise"].shape[-2:], given["device"]
+        regions = tuple(
+            Region(
+                Captions(captions.features.to(device), captions.lengths),
+                F.interpolate(weight[:, None], size, mode="area")[:, 0],
+            )
+            for captions, weight in given.get(REGIONS, ())
         )
+        return cls(regions, together)
 
     def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs: Any) -> RegionsCond:
         """area: height, width, top and left of the part that the conditioning is for."""
-        found = []
-        for context, weight, _ in self.cond:
+        cut = []
+        for captions, weight in self.cond:
             if area is not None:
                 height, width, top, left = area
                 weight = weight[:, top : top + height, left : left + width]
             if len(weight) > 1:  # each picture's own
                 weight = comfy.utils.repeat_to_batch_size(weight, batch_size)
-            found.append(Region(comfy.utils.repeat_to_batch_size(context, batch_size), weight))
-        return RegionsCond(tuple(found), self.together, batch_size)
+            features = comfy.utils.repeat_to_batch_size(captions.features, batch_size)
+            lengths = (captions.lengths * batch_size)[:batch_size]
+            cut.append(Region(Captions(features, lengths), weight))
+        return RegionsCond(tuple(cut), self.together, batch_size)
 
     def can_concat(self, other: RegionsCond) -> bool:
         return self.together
@@ -102,20 +102,20 @@ class RegionsCond(CONDRegular):
         most = max(parts, key=lambda part: len(part.cond)).cond
         if not others or not most:
             return most
-        context, weight, _ = most[0]
+        features, weight = most[0].captions.features, most[0].weight
+
+        def region(part: RegionsCond, index: int) -> Region:
+            """One that counts nowhere for a prompt that has fewer."""
+            if index < len(part.cond):
+                return part.cond[index]
+            empty = Captions.whole(features.new_zeros(part.batch, 1, features.shape[-1]))
+            return Region(empty, torch.zeros_like(weight[:1]))
+
         merged = []
         for index in range(len(most)):
-            own = [
-                part.cond[index]
-                if index < len(part.cond)
-                else Region(context.new_zeros(part.batch, 1, context.shape[-1]), torch.zeros_like(weight[:1]))
-                for part in parts
-            ]
-            longest = max(region.context.shape[1] for region in own)
-            contexts = [F.pad(r.context, (0, 0, 0, longest - r.context.shape[1])) for r in own]
-            weights = [r.weight.expand(p.batch, -1, -1) for r, p in zip(own, parts, strict=True)]
-            lengths = [n for r, p in zip(own, parts, strict=True) for n in [r.context.shape[1]] * p.batch]
-            merged.append(Region(torch.cat(contexts), torch.cat(weights), tuple(lengths)))
+            own = [region(part, index) for part in parts]
+            weights = [r.weight.expand(part.batch, -1, -1) for r, part in zip(own, parts, strict=True)]
+            merged.append(Region(Captions.joined([r.captions for r in own]), torch.cat(weights)))
         return tuple(merged)
 
     def size(self) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ....zimage_core.config import REFERENCE_MAX_TOKENS, S3DiTConfig
+from ....zimage_core.model.sequence import Captions
 from ....zimage_core.prompt.syntax import EMBEDDING
 from ....zimage_core.prompt.template import TEMPLATE, apply_template
 
@@ -128,17 +129,15 @@ def joined(conditionings: list[Conditioning]) -> Conditioning:
 
 
 def _joined(entries: list[list]) -> list:
-    features, extras = zip(*entries, strict=True)
-    longest = max(f.shape[1] for f in features)
-    if any(f.shape[1] < longest for f in features):
-        longest += -longest % S3DiTConfig.pad_multiple  # 0.3.75's own Z-Image fails on other lengths
-
-    masks = [e.get("attention_mask", torch.ones(f.shape[:2], dtype=torch.long)) for f, e in entries]
-    mask = torch.cat([F.pad(m, (0, longest - m.shape[1])) for m in masks])
-    extra = {key: value for key, value in extras[0].items() if key != "attention_mask"}
+    captions = Captions.joined([Captions.masked(f, e.get("attention_mask")) for f, e in entries])
+    features, mask = captions.features, captions.mask
+    if not mask.all():  # 0.3.75's own Z-Image fails on lengths that are no multiple
+        missing = -features.shape[1] % S3DiTConfig.pad_multiple
+        features, mask = F.pad(features, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    extra = {key: value for key, value in entries[0][1].items() if key != "attention_mask"}
     if not mask.all():
-        extra["attention_mask"] = mask
-    return [torch.cat([F.pad(f, (0, 0, 0, longest - f.shape[1])) for f in features]), extra]
+        extra["attention_mask"] = mask.long()
+    return [features, extra]
 
 
 def unusable_embeddings(clip: Any, names: list[str]) -> dict[str, str]:
