@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.enhancer import Request, enhance, terms
+from ..zimage_core.prompt.enhancer import Request, add, enhance, terms
+from ..zimage_core.prompt.faithful import FAITHFUL, offer
 from ..zimage_core.prompt.messages import AUTO, choose_template
 from .enhancer_settings import CHOICES, USE_PROMPT, widgets
 from .host.page.progress import show_text
 from .host.page.saved_workflow import put_widgets
 from .host.page.schema import schema
-from .host.writing.sources import writer
+from .host.writing.sources import chooser, writer
 
 
 class ZImagePromptEnhancer(io.ComfyNode):
@@ -33,7 +34,7 @@ class ZImagePromptEnhancer(io.ComfyNode):
                 io.String.Output(display_name="text", tooltip="The description, for a text encode node."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Who wrote, how many tokens, and what was refused, lost or added.",
+                    tooltip="Who wrote, how many tokens, what faithful mode added, and what is lacking.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -59,16 +60,16 @@ def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str,
     """The description and what is to be said of it. Raises ValueError where there is none."""
     if not prompt.strip():
         raise ValueError("prompt is empty: say in a few words what the picture shows.")
-    write, vocab_size = writer(clip, values, node_id)
-    faithful = values["mode"] == "faithful"
-    template = values["template"]
-    if template == AUTO:
-        template = choose_template(vocab_size, faithful)
-    request = Request(
-        prompt, template, values["language"], faithful, terms(values["fixed_terms"]), values["seed"]
-    )
-    outcome = enhance(request, write)
-    notes = [f"{values['source']}, template {template}", *outcome.notes]
+    fixed = terms(values["fixed_terms"])
+    if FAITHFUL in (values["mode"], values["template"]):
+        how = "faithful"
+        outcome = add(offer(prompt, values["seed"]), chooser(clip, values, node_id), fixed)
+    else:
+        write, vocab_size = writer(clip, values, node_id)
+        template = choose_template(vocab_size) if values["template"] == AUTO else values["template"]
+        how = f"template {template}"
+        outcome = enhance(Request(prompt, template, values["language"], fixed, values["seed"]), write)
+    notes = [f"{values['source']}, {how}", *outcome.notes]
     if outcome.text is not None:
         return outcome.text, notes
     if values["on_failure"] != USE_PROMPT:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..zimage_core.prompt.enhancer import LARGEST_SEED
-from ..zimage_core.prompt.messages import AUTO, LANGUAGES, TEMPLATES
+from ..zimage_core.prompt.faithful import FAITHFUL
+from ..zimage_core.prompt.messages import AUTO, LANGUAGES, PLAIN
 from .host.page.schema import known
 from .host.writing.sources import TEXT_ENCODER, sources
 
 USE_PROMPT = "original prompt"
 CHOICES = {  # combo -> its options and what they do; the first is the default
     "template": (
-        (AUTO, *TEMPLATES),
-        "What is asked for. standard: 120 to 300 words; short: at most 100; faithful: makes precise, adds "
-        "nothing; plain: only your prompt, for the built-in nano. auto takes what fits model and mode.",
+        (AUTO, "standard", "short", FAITHFUL, PLAIN),
+        "What is asked for. standard: 120 to 300 words; short: at most 100; faithful: turns that mode on; "
+        "plain: only your prompt, for the built-in nano. auto takes what fits the model.",
     ),
-    "language": ((AUTO, *LANGUAGES), "Language of the description. auto keeps the prompt's own."),
+    "language": (
+        (AUTO, *LANGUAGES),
+        "Language of the description. auto keeps the prompt's own. Not read in faithful mode.",
+    ),
     "mode": (
-        ("normal", "faithful"),
-        "faithful compares the description with the prompt: where something is lost or added, it is written "
-        "again with the next seed, three times at most.",
+        ("normal", FAITHFUL),
+        "faithful: your prompt letter by letter, and after it phrases from fixed lists: view, framing, "
+        "focus, light, background, finish. The image model may still invent. Not read then: language, "
+        "thinking, top_k, min_p, repetition_penalty; max_tokens and top_p only by endpoints.",
     ),
     "on_failure": (
         ("error", USE_PROMPT),
@@ -79,7 +84,9 @@ def widgets() -> list:
             "fixed_terms",
             default="",
             optional=True,
-            tooltip="Terms that must come back letter by letter, such as names, separated by commas.",
+            tooltip="Terms that are wanted letter by letter, separated by commas. Where one is lost, it is "
+            "written once more, then your prompt is put before it. Faithful mode only names those that your "
+            "prompt lacks.",
         ),
         combo("on_failure"),
         io.Boolean.Input(
@@ -87,7 +94,7 @@ def widgets() -> list:
             default=False,
             optional=True,
             tooltip="Lets Qwen3 think before it writes: better for requests that need an answer, and several "
-            "times as long. Thinking counts towards max_tokens.",
+            "times as long. Thinking counts towards max_tokens. Not read in faithful mode.",
         ),
         io.Int.Input(
             "max_tokens",
@@ -95,7 +102,8 @@ def widgets() -> list:
             min=16,
             max=16384,
             optional=True,
-            tooltip="Most tokens that are written. 1024 are plenty without thinking; with it take 4096.",
+            tooltip="Most tokens that are written. 1024 are plenty without thinking; with it take 4096. "
+            "Faithful mode reads it for endpoints only.",
         ),
         io.Int.Input(
             "seed",
@@ -112,7 +120,7 @@ def widgets() -> list:
             0.7,
             0,
             2,
-            "Higher is bolder, lower keeps to the likely. 0 ignores the seed.",
+            "Higher is bolder, lower keeps to the likely. 0 takes the likeliest, without chance.",
         ),
         number(io.Int, "top_k", 20, 0, 1000, "Only so many of the likeliest tokens may come. 0: no limit."),
         number(

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from zimage_core.prompt.enhancer import LARGEST_SEED, Draft, Request, WriterFailed, enhance, terms
+from zimage_core.prompt.enhancer import LARGEST_SEED, Draft, Request, WriterFailed, add, enhance, terms
+from zimage_core.prompt.faithful import offer
+from zimage_core.prompt.kept import missing
 from zimage_core.prompt.messages import LANGUAGES, PLAIN, TEMPLATES, as_chat, choose_template, compose
 
 CHINESE = "\u4e00\u53ea\u72d0\u72f8"
@@ -29,44 +31,92 @@ def test_an_answer_is_read() -> None:
     assert outcome.text == "A fox in snow." and outcome.notes == ["seed 5"]
 
 
-def test_normal_asks_once_and_tells_what_was_lost() -> None:
-    write = Answers("A dog in snow.")
-    outcome = enhance(Request("a fox", "standard", fixed=("fox", "snow")), write)
-    assert outcome.text == "A dog in snow." and "lost: fox" in outcome.notes
+def test_normal_asks_once_and_names_what_is_lacking() -> None:
+    write = Answers("A dog with a sign, about 5mm, at 20 \u00b0C.")
+    prompt = 'a fox, 5 mm high, 12 kg, at 20\u00b0C, with a sign "OPEN" and \u201cCLOSED\u201d'
+    outcome = enhance(Request(prompt, "standard"), write)
+    assert outcome.text == "A dog with a sign, about 5mm, at 20 \u00b0C."
+    assert outcome.notes == ["seed 0", "not in the description: OPEN, CLOSED, 12 kg"]
     assert len(write.asked) == 1
-    assert enhance(Request("a fox", "standard"), Answers("")).text is None
+    kept = enhance(Request(prompt, "standard"), Answers(f"Here it stands: {prompt}."))
+    assert kept.notes == ["seed 0"]
 
 
-def test_faithful_refuses_what_cannot_be_compared() -> None:
-    request = Request("a fox", "faithful", language="zh", faithful=True)
-    assert enhance(request, Answers(*3 * [CHINESE])).text is None
+@pytest.mark.parametrize(
+    "prompt, answer, lacking",
+    [
+        ("a 5 m wall", "a 15 m wall", ["5 m"]),
+        ("a 5 m wall", "a 5 mm wall", ["5 m"]),
+        ("a 5 m wall", "a wall of 5m", []),
+        ("a 35-mm lens", "a 35 mm lens", []),
+        ("1,000 km at 3.5 %", "3.5% of 1,000 km", []),
+        ("1,000 km at 3.5 %", "5% of 1,500 km", ["1,000 km", "3.5 %"]),
+        ("3 cats in 2024", "two cats", []),
+        ("5\u5398\u7c73\u7684\u676f\u5b50", "5 \u5398\u7c73\u9ad8", []),
+        ("5\u5398\u7c73\u7684\u676f\u5b50", "5 \u7c73\u9ad8", ["5\u5398\u7c73"]),
+        ("\u300c\u958b\u300d and \u00abferm\u00e9\u00bb", "'\u958b'", ["ferm\u00e9"]),
+        ('"a" and "a" and ""', "b", ["a"]),
+        ('a 5" nail', "a nail", []),
+    ],
+)
+def test_quoted_texts_and_measures_are_looked_for_literally(prompt, answer, lacking) -> None:
+    assert missing(prompt, answer) == lacking
 
 
-def test_faithful_asks_with_the_next_seeds() -> None:
-    write = Answers("A dog.", "<think>hm", "A fox.")
-    outcome = enhance(Request("a fox", "faithful", faithful=True, fixed=("fox",), seed=LARGEST_SEED), write)
-    assert outcome.text == "A fox."
-    assert [seed for _, seed in write.asked] == [LARGEST_SEED, 0, 1]
-    lost = enhance(Request("a fox", "faithful", faithful=True, fixed=("fox",)), Answers(*3 * ["A dog."]))
-    assert lost.text is None
+def test_lost_terms_are_asked_for_once_more_and_then_the_prompt_stands_first() -> None:
+    fixed = Request("a fox, Reynard", "standard", fixed=("Reynard", "fox"), seed=LARGEST_SEED)
+    write = Answers("A dog.", "A fox, Reynard.")
+    outcome = enhance(fixed, write)
+    assert outcome.text == "A fox, Reynard."
+    assert outcome.notes == [f"seed {LARGEST_SEED}", "fixed terms lost: Reynard, fox", "seed 0"]
+    assert [seed for _, seed in write.asked] == [LARGEST_SEED, 0]
+
+    write = Answers("A dog.", "A fox.", "not asked for")
+    outcome = enhance(fixed, write)
+    assert outcome.text == "a fox, Reynard\n\nA fox."
+    assert len(write.asked) == 2 and "the prompt itself is put before the description" in outcome.notes
+
+    outcome = enhance(Request("a fox", "standard", fixed=("Reynard",)), Answers("A fox.", "A fox."))
+    assert outcome.text == "a fox\n\nA fox." and outcome.notes[-1] == "not in the description: Reynard"
+    outcome = enhance(fixed, Answers("A fox.", ""))
+    assert outcome.text == "a fox, Reynard\n\nA fox.", "what was written first is not lost"
 
 
-def test_faithful_refuses_what_was_not_asked_for() -> None:
-    """The comparison itself has tests of its own."""
-    write = Answers("A red fox and a dog.", "A red fox in soft light.")
-    outcome = enhance(Request("a red fox", "faithful", faithful=True), write)
-    assert outcome.text == "A red fox in soft light."
-    assert any("dog" in note for note in outcome.notes)
-    named = Request("a fox", "faithful", faithful=True, fixed=("Reynard",))
-    assert enhance(named, Answers("A fox, Reynard.")).text == "A fox, Reynard."
+def test_what_cannot_be_used_is_not_asked_for_again() -> None:
+    write = Answers("<think>hm", "A fox.")
+    outcome = enhance(Request("a fox", "standard", fixed=("fox",)), write)
+    assert outcome.text is None and len(write.asked) == 1
 
 
 def test_a_writer_that_fails_is_not_asked_again() -> None:
-    def write(messages: list[dict], seed: int) -> Draft:
+    def fail(*_) -> None:
         raise WriterFailed("no connection")
 
-    outcome = enhance(Request("a fox", "faithful", faithful=True), write)
-    assert outcome.text is None and outcome.notes == ["no connection"]
+    for outcome in (enhance(Request("a fox", "standard"), fail), add(offer("a fox"), fail)):
+        assert outcome.text is None and outcome.notes == ["no connection"]
+
+
+def test_additions_are_asked_for_once_and_told() -> None:
+    asked = []
+
+    def choose(offered) -> tuple[dict, str]:
+        asked.append(offered)
+        return {slot: "with fine detail" for slot in offered.slots}, "asked"
+
+    outcome = add(offer(" a fox\n"), choose, ("fox", "Reynard"))
+    assert outcome.text == "a fox, with fine detail", "only where the list of the slot has it"
+    assert outcome.notes == [
+        "asked", "added: with fine detail", "fixed terms that are not in the prompt: Reynard",
+    ]  # fmt: skip
+    assert len(asked) == 1
+
+
+def test_nothing_is_asked_where_nothing_is_open() -> None:
+    def choose(offered) -> None:
+        raise AssertionError
+
+    full = "CT, centred, evenly exposed"
+    assert add(offer(full), choose).text == full
 
 
 def test_terms_are_split_at_commas_of_both_languages() -> None:
@@ -92,9 +142,8 @@ def test_terms_and_prompts_are_taken_literally() -> None:
 
 
 def test_small_models_get_the_prompt_alone() -> None:
-    assert choose_template(2048, faithful=True) == PLAIN
-    assert choose_template(151_936, faithful=False) == choose_template(None, faithful=False) == "standard"
-    assert choose_template(None, faithful=True) == "faithful"
+    assert choose_template(2048) == PLAIN
+    assert choose_template(151_936) == choose_template(None) == "standard"
     assert compose("a fox", PLAIN) == [{"role": "user", "content": "a fox"}]
 
 

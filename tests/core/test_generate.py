@@ -1,4 +1,4 @@
-"""Text generation against transformers on the same random weights: tokens and filters. The text stream."""
+"""Text generation against transformers on the same random weights: tokens, choices, filters. Text streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.core.test_text_encoder import SMALL
 from zimage_core import Qwen3Config
 from zimage_core.model.text_encoder import KeyValueCache
 from zimage_core.prompt.template import load_tokenizer
-from zimage_core.prompt.writing import Sampling, TextStream, candidates, generate, penalised, steps
+from zimage_core.prompt.writing import Sampling, TextStream, candidates, choose, generate, penalised, steps
 
 NANO_SHAPE = Qwen3Config(
     vocab_size=400, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2,
@@ -66,6 +66,46 @@ def test_greedy_tokens_are_those_of_transformers(config, seed, length, penalty) 
         logits_processor=processors,
     )[0, length:].tolist()
     assert ours(model, prompt, Sampling(temperature=0, repetition_penalty=penalty)).tokens == theirs
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+@pytest.mark.parametrize("config", [SMALL, NANO_SHAPE, WIDE], ids=["small", "nano", "width 2560"])
+def test_greedy_choices_are_transformers_best_of_each_list(config, seed) -> None:
+    """Theirs reads everything anew for each choice; ours only the token that was chosen before."""
+    model, peer = pair(config, seed)
+    prompt = prompt_of(config, 33, seed)
+    generator = torch.Generator().manual_seed(seed)
+    lists = [
+        torch.randperm(config.vocab_size, generator=generator)[:count].tolist() for count in (9, 14, 2, 1, 16)
+    ]
+    expected, ids = [], list(prompt)
+    for tokens in lists:
+        with torch.no_grad():
+            scores = peer(torch.tensor([ids])).logits[0, -1, tokens]
+        expected.append(int(scores.argmax()))
+        ids.append(tokens[expected[-1]])
+    next_logits = steps(model, len(prompt) + len(lists), torch.device("cpu"), torch.float32)
+    fed, heard = [], []
+
+    def counted(ids):
+        fed.append(ids.shape[1])
+        return next_logits(ids)
+
+    places = choose(counted, prompt, lists, 0, 5, lambda places: heard.append([*places]))
+    assert places == expected
+    assert fed == [len(prompt), 1, 1, 1, 1]
+    assert heard == [expected[: i + 1] for i in range(len(lists))]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_choices_follow_the_scores_of_their_list_alone(temperature) -> None:
+    logits = torch.tensor([[1.0, 9.0, 2.0, -1.0, 0.0, 1.5]])
+    lists = [[4, 2, 0, 5]] * 20_000
+    places = choose(lambda ids: logits, [0], lists, temperature, 3)
+    assert places == choose(lambda ids: logits, [0], lists, temperature, 3)
+    assert places != choose(lambda ids: logits, [0], lists, temperature, 4)
+    share = torch.bincount(torch.tensor(places), minlength=4) / len(places)
+    assert (share - (logits[0, [4, 2, 0, 5]] / temperature).softmax(dim=0)).abs().max() < 0.015
 
 
 @pytest.mark.parametrize("config", [SMALL, NANO_SHAPE], ids=["small", "nano"])

@@ -7,6 +7,7 @@ python tests/host/launch.py tests/host/generate_inside.py ComfyUI_FOLDER SCRATCH
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -36,8 +37,11 @@ COUNT = 16  # tokens
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a red fox"}]
 
+LISTS = (12, 14, 9, 2, 16)  # entries to choose from
+
 host_generate = extension_module("nodes.host.writing.language_model")
 sampling = extension_module("zimage_core.prompt.writing").Sampling(temperature=0)
+faithful = extension_module("zimage_core.prompt.faithful")
 
 
 def clip_of(state: dict[str, torch.Tensor], stored: torch.dtype) -> comfy.sd.CLIP:
@@ -59,6 +63,15 @@ def owned(module: torch.nn.Module) -> dict[int, int]:
     return {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters()}
 
 
+def best_letters(peer: torch.nn.Module, prompt: list[int], letters: list[int]) -> list[int]:
+    """Which letter of each list transformers' scores are highest for, everything read anew each time."""
+    ids, places = list(prompt), []
+    for count in LISTS:
+        places.append(int(peer(torch.tensor([ids])).logits[0, -1, letters[:count]].argmax()))
+        ids.append(letters[places[-1]])
+    return places
+
+
 def compare(name: str, seed: int) -> dict:
     model = randomise(Qwen3TextEncoder(CONFIG, language_model=True), seed)
     state = {k: v.to(STORED[name]) for k, v in model.state_dict().items()}
@@ -73,13 +86,21 @@ def compare(name: str, seed: int) -> dict:
         )
     theirs = answer[0, len(prompt) :].tolist()
 
+    letters = faithful.letter_tokens(writer.tokenizer)
+    best = best_letters(peer, prompt, letters)
+
     found, heard = {}, []
     comfy.model_management.load_models_gpu([clip.patcher])
     place = len(prompt) + COUNT, torch.device("cpu"), torch.float32
     shell = host_generate.HostQwen3(CONFIG, writer.transformer.model, torch.float32)
-    paths = {"chosen": writer.steps(*place), "shell": host_generate.steps(shell, *place)}
-    for path, next_logits in paths.items():
-        found[path] = host_generate.generate(next_logits, prompt, sampling, (), COUNT).tokens == theirs
+    lists = [letters[:count] for count in LISTS]
+    for path, steps in (("chosen", writer.steps), ("shell", functools.partial(host_generate.steps, shell))):
+        tokens = host_generate.generate(steps(*place), prompt, sampling, (), COUNT).tokens
+        places = host_generate.choose(steps(*place), prompt, lists, temperature=0, seed=0)
+        found[path] = tokens == theirs and places == best
+    places, chosen_note = writer.choose(MESSAGES, LISTS, 0, 0, on_choice=lambda _: heard.append(None))
+    found["asked by the node"] = places == best and len(heard) == len(LISTS)
+    heard.clear()
     # Without stops of its own, so that the cap ends it.
     writer.stops = ()
     text, note = writer.write(MESSAGES, sampling, COUNT, on_text=heard.append)
@@ -93,6 +114,7 @@ def compare(name: str, seed: int) -> dict:
         "expected text": writer.tokenizer.decode(theirs, skip_special_tokens=True),
         "heard": len(heard),
         "note": note,
+        "note of choices": chosen_note,
         "prompt": prompt,
     }
 

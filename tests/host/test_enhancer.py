@@ -10,7 +10,7 @@ import pytest
 
 from tests.host.graphs import api_form, changed, node_of, ui_form
 from tests.host.pictures import explained, saved_images
-from tests.host.server import Result
+from tests.host.server import PACK_ROOT, Result
 
 WORKFLOW = "z_image_turbo_prompt_enhancer"
 NODE = "ZImagePromptEnhancer"
@@ -125,22 +125,65 @@ def test_bad_input_is_named(server, inputs, reason) -> None:
     assert reason in " ".join(error["message"] for error in result.errors)
 
 
-UNHEARD = {"fixed_terms": "Zyzzyva 42", "mode": "faithful", "max_tokens": 16}
+LISTED = json.loads((PACK_ROOT / "zimage_core" / "prompt" / "additions.json").read_text(encoding="utf-8"))
 
 
-def test_a_failure_is_told_after_three_seeds(server) -> None:
-    result = server.run(text_graph(seed=41, **UNHEARD))
-    assert not result.ok
-    (error,) = result.errors
-    assert error["class_type"] == NODE
-    assert "lost: Zyzzyva 42" in error["message"]
-    assert all(f"seed {seed}" in error["message"] for seed in (41, 42, 43))
+def additions(result: Result, prompt: str, language: str = "en") -> list[str]:
+    """What stands after the prompt, which must be there letter by letter."""
+    text, comma = shown(result), {"en": ", ", "zh": "\uff0c"}[language]
+    assert text.startswith(prompt)
+    found = text.removeprefix(prompt).removeprefix(comma).split(comma) if text != prompt else []
+    assert f"added: {', '.join(found) or 'nothing'}" in report(result)
+    places = [[i for i, slot in enumerate(LISTED.values()) if phrase in slot[language]] for phrase in found]
+    assert all(len(place) == 1 for place in places), found
+    assert sorted(place[0] for place in places) == sorted({place[0] for place in places}), "one for each slot"
+    return found
 
 
-def test_a_failure_may_leave_the_prompt_as_it_is(server) -> None:
-    result = server.run(text_graph(seed=41, on_failure="original prompt", **UNHEARD))
-    assert shown(result) == "a red apple"
-    assert "the prompt is used as it is" in report(result)
+@pytest.mark.parametrize("inputs", [{"mode": "faithful"}, {"template": "faithful"}], ids=["mode", "template"])
+def test_faithful_keeps_the_prompt_and_adds_listed_phrases(server, inputs) -> None:
+    result = server.run(text_graph('  a red apple,\n two "pears" ', seed=41, temperature=2.0, **inputs))
+    assert shown(result).startswith('a red apple,\n two "pears"')
+    assert additions(result, 'a red apple,\n two "pears"')
+    assert report(result).startswith("text encoder, faithful\nseed 41: ") and "7 choices made" in report(
+        result
+    )
+    live = [data["text"] for data in result.of_type(LIVE)]
+    assert live and all(shown(result).startswith(text) for text in live)
+
+
+def test_faithful_in_chinese_and_other_languages(server) -> None:
+    fox = "\u4e00\u53ea\u7ea2\u8272\u7684\u72d0\u72f8"
+    assert additions(server.run(text_graph(fox, seed=42, mode="faithful", temperature=2.0)), fox, "zh")
+    result = server.run(text_graph("un renard dans la neige", seed=42, mode="faithful", temperature=2.0))
+    allowed = {*LISTED["focus"]["en"], *LISTED["finish"]["en"]}
+    assert {*additions(result, "un renard dans la neige")} <= allowed
+    assert "2 choices made" in report(result)
+
+
+def test_faithful_names_the_fixed_terms_that_the_prompt_lacks(server) -> None:
+    fixed = {"fixed_terms": "apple, Zyzzyva 42", "mode": "faithful"}
+    result = server.run(text_graph("a red apple", seed=43, **fixed))
+    additions(result, "a red apple")
+    assert "fixed terms that are not in the prompt: Zyzzyva 42" in report(result)
+
+
+def test_the_likeliest_additions_do_not_hang_on_chance(server) -> None:
+    """The seed shuffles the lists, but the widgets that are not read in this mode change nothing."""
+    settings = {"mode": "faithful", "seed": 44, "temperature": 0}
+    text = shown(server.run(text_graph("a red apple", **settings)))
+    unread = {"language": "zh", "thinking": True, "max_tokens": 16, "top_k": 1, "top_p": 0.1, "min_p": 0.9,
+              "repetition_penalty": 2.0, "on_failure": "original prompt"}  # fmt: skip
+    assert shown(server.run(text_graph("a red apple", **settings, **unread))) == text
+
+
+def test_lost_terms_put_the_prompt_before_the_description(server) -> None:
+    result = server.run(text_graph(seed=41, fixed_terms="Zyzzyva 42", max_tokens=16))
+    assert shown(result).startswith("a red apple\n\n") and len(shown(result)) > len("a red apple\n\n")
+    lines = report(result).splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("seed")] == ["seed 41", "seed 42"]
+    assert "the prompt itself is put before the description" in lines
+    assert lines[-1] == "not in the description: Zyzzyva 42"
 
 
 @pytest.fixture
@@ -186,9 +229,29 @@ def test_an_endpoint_writes_without_a_text_encoder(server, chat) -> None:
     assert asked["seed"] == 51 and asked["max_tokens"] == 1024
 
 
+def test_an_endpoint_chooses_in_one_call_and_only_what_is_listed(server, chat) -> None:
+    focus = LISTED["focus"]["en"][0]
+    told = {"view": "seen by a dog", "focus": focus, "subject": "a dog", "light": None}
+    for answer, expected in (
+        (f"```json\n{json.dumps(told)}\n```", [focus]),
+        ("I would rather draw a dog.", []),
+    ):
+        chat.asked.clear()
+        chat.answers = [answer]
+        result = server.run(text_graph("a fox", source="mine", seed=53 + len(expected), mode="faithful"))
+        assert additions(result, "a fox") == expected
+        (asked,) = chat.asked
+        offered = asked["messages"][1]["content"]
+        assert all(phrase in offered for phrase in LISTED["view"]["en"]) and "Request:\na fox\n" in offered
+    assert "no JSON object" in report(result)
+
+
 def test_a_dead_endpoint_is_a_failure_like_any_other(server, chat) -> None:
     chat.answers = [None, None]
     stopped = server.run(text_graph("a fox", source="mine", seed=52))
     assert not stopped.ok and "mine" in stopped.errors[0]["message"]
-    result = server.run(text_graph("a fox", source="mine", seed=52, on_failure="original prompt"))
-    assert shown(result) == "a fox"
+    for mode in ("normal", "faithful"):
+        chat.answers = [None, None]
+        inputs = {"source": "mine", "seed": 52, "mode": mode}
+        result = server.run(text_graph("a fox", on_failure="original prompt", **inputs))
+        assert shown(result) == "a fox" and "the prompt is used as it is" in report(result)

@@ -1,4 +1,4 @@
-"""The Qwen3 in the host's CLIP writes as transformers' does, in every storage type, without a second copy."""
+"""The Qwen3 in the host's CLIP writes and chooses as transformers', in every storage type, without a copy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def found(tmp_path_factory) -> dict:
     return run("generate_inside.py", tmp_path_factory.mktemp("scratch"))
 
 
-def test_greedy_tokens_are_those_of_transformers(found) -> None:
+def test_greedy_tokens_and_choices_are_those_of_transformers(found) -> None:
     """By the host's own forward where it keeps a cache, and by ours over its modules, for any host."""
     assert {label: row["same"] for label, row in found.items()} == {
-        label: {"chosen": True, "shell": True} for label in found
+        label: {"chosen": True, "shell": True, "asked by the node": True} for label in found
     }
     assert {label.split(",")[0] for label in found} == {"float32", "bfloat16", "float8"}
 
@@ -33,6 +33,7 @@ def test_text_is_heard_token_by_token(found) -> None:
         assert row["text"] == row["expected text"] and row["text"]
         assert row["heard"] == 16
         assert "16 written, cut off" in row["note"]
+        assert row["note of choices"] == f"{len(row['prompt'])} tokens read, 5 choices made"
 
 
 def test_thinking_is_off_by_qwens_own_sign(found) -> None:

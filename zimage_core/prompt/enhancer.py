@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .answer import AnswerError, read_answer
-from .faithful import compare
+from .faithful import Offer
+from .kept import missing
 from .messages import AUTO, Message, compose
 
-ATTEMPTS = 3  # a faithful answer is asked for with so many seeds
-MOST_TOLD = 5  # complaints about one answer
 LARGEST_SEED = 2**64 - 1
 
 
@@ -28,12 +27,11 @@ class Draft:
 
 @dataclass(frozen=True)
 class Request:
-    """fixed: terms that must come back as they are."""
+    """fixed: terms that are wanted back as they are."""
 
     prompt: str
     template: str
     language: str = AUTO
-    faithful: bool = False
     fixed: tuple[str, ...] = ()
     seed: int = 0
 
@@ -46,7 +44,9 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-Write = Callable[[list[Message], int], Draft]  # messages, seed; may raise WriterFailed
+# Both may raise WriterFailed.
+Write = Callable[[list[Message], int], Draft]  # messages, seed
+Choose = Callable[[Offer], tuple[Mapping[str, object], str]]  # -> slot: what was chosen; and a note
 
 
 def terms(text: str) -> tuple[str, ...]:
@@ -55,38 +55,56 @@ def terms(text: str) -> tuple[str, ...]:
 
 
 def enhance(request: Request, write: Write) -> Outcome:
-    """Asks for an answer and, where it must be faithful and is not, again with the next seeds."""
+    """The answer, and what it lacks of the fixed terms and of the prompt's quoted texts and measures.
+
+    Where fixed terms are lost it is asked for once more, with the next seed; where they are lost again, the
+    prompt itself is put before the description.
+    """
     messages = compose(request.prompt, request.template, request.language, request.fixed)
     outcome = Outcome()
-    for attempt in range(ATTEMPTS if request.faithful else 1):
+    for seed in (request.seed, (request.seed + 1) % (LARGEST_SEED + 1)):
         try:
-            draft = write(messages, (request.seed + attempt) % (LARGEST_SEED + 1))
+            draft = write(messages, seed)
             outcome.notes.append(draft.note)
-            answer = read_answer(draft.text)
+            outcome.text = read_answer(draft.text)
         except WriterFailed as error:
             outcome.notes.append(str(error))
             break
         except AnswerError as error:
             outcome.notes.append(f"refused: {error}")
-            continue
-        complaints = _complaints(request, answer)
-        outcome.notes += complaints
-        if not (complaints and request.faithful):
-            outcome.text = answer
             break
+        if not (lost := absent(request.fixed, outcome.text)):
+            break
+        outcome.notes.append(f"fixed terms lost: {', '.join(lost)}")
+    if outcome.text is None:
+        return outcome
+    if absent(request.fixed, outcome.text):
+        outcome.text = f"{request.prompt.strip()}\n\n{outcome.text}"
+        outcome.notes.append("the prompt itself is put before the description")
+    lacking = [*absent(request.fixed, outcome.text), *missing(request.prompt, outcome.text)]
+    if lacking:
+        outcome.notes.append(f"not in the description: {', '.join(dict.fromkeys(lacking))}")
     return outcome
 
 
-def _complaints(request: Request, answer: str) -> list[str]:
-    """What a faithful answer would have kept or left out; an answer in another language than the prompt's
-    cannot be compared and is not faithful. Only the fixed terms count in normal mode.
+def add(offer: Offer, choose: Choose, fixed: Iterable[str] = ()) -> Outcome:
+    """The prompt as it is and, after it, the additions that were chosen: asked once, and never refused.
+
+    fixed: terms that are named where the prompt does not have them.
     """
-    lost = [term for term in request.fixed if term not in answer]
-    complaints = [f"lost: {', '.join(lost)}"] if lost else []
-    if request.faithful:
-        asked = "\n".join((request.prompt, *(term for term in request.fixed if term not in request.prompt)))
-        found = compare(asked, answer).explain().splitlines()
-        complaints += found[:MOST_TOLD]
-        if len(found) > MOST_TOLD:
-            complaints.append(f"and {len(found) - MOST_TOLD} more")
-    return complaints
+    outcome, chosen = Outcome(), {}
+    if offer.slots:
+        try:
+            chosen, note = choose(offer)
+        except WriterFailed as error:
+            return Outcome(notes=[str(error)])
+        outcome.notes.append(note)
+    outcome.text = offer.description(chosen)
+    outcome.notes.append(f"added: {', '.join(offer.additions(chosen)) or 'nothing'}")
+    if lacking := absent(fixed, offer.prompt):
+        outcome.notes.append(f"fixed terms that are not in the prompt: {', '.join(lacking)}")
+    return outcome
+
+
+def absent(terms: Iterable[str], text: str) -> list[str]:
+    return [term for term in terms if term not in text]

@@ -22,11 +22,9 @@ def language_of(prompt: str) -> str:
     return "zh" if _CHINESE.search(prompt) else "en"
 
 
-def choose_template(vocab_size: int | None, faithful: bool) -> str:
+def choose_template(vocab_size: int | None) -> str:
     """The template for a model, by the size of its vocabulary; None where it is not known."""
-    if vocab_size is not None and vocab_size < SMALLEST_INSTRUCTED:
-        return PLAIN
-    return "faithful" if faithful else "standard"
+    return PLAIN if vocab_size is not None and vocab_size < SMALLEST_INSTRUCTED else "standard"
 
 
 def compose(prompt: str, template: str, language: str = AUTO, fixed: tuple[str, ...] = ()) -> list[Message]:

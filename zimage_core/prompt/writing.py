@@ -1,4 +1,4 @@
-"""Text from a language model, one token at a time: sampling, the end, and the text as it grows."""
+"""Text from a language model, one token at a time: sampling, the end, choices, and the text as it grows."""
 
 from __future__ import annotations
 
@@ -107,6 +107,37 @@ def generate(
             on_token(token)
         ids = chosen[None]
     return Written(tokens, ended=False)
+
+
+@torch.inference_mode()
+def choose(
+    next_logits: NextLogits,
+    prompt: Sequence[int],
+    allowed: Sequence[Sequence[int]],
+    temperature: float,
+    seed: int,
+    on_choice: Callable[[list[int]], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> list[int]:
+    """Continues the prompt by one token out of each list, drawn from its scores among these alone.
+
+    Returns the place of each in its list; on_choice hears those so far, and its exception ends it at once. At
+    temperature 0 the likeliest is taken.
+    """
+    generator, places = torch.Generator().manual_seed(seed), []
+    ids = torch.tensor([list(prompt)], device=device)
+    for tokens in allowed:
+        scores = next_logits(ids)[0, list(tokens)].float().cpu()
+        if temperature == 0:
+            place = int(scores.argmax())
+        else:
+            likely = (scores / temperature).softmax(dim=0)
+            place = int(torch.multinomial(likely, 1, generator=generator))
+        places.append(place)
+        if on_choice is not None:
+            on_choice(places)
+        ids = torch.tensor([[tokens[place]]], device=device)
+    return places
 
 
 def steps(model: Qwen3TextEncoder, capacity: int, device: torch.device, dtype: torch.dtype) -> NextLogits:

@@ -1,12 +1,13 @@
-"""Text from the language model in a loaded CLIP: Qwen3, whose embedding is its head, under the host's memory
-management and in the precision that it was loaded in.
+"""Text and choices from the language model in a loaded CLIP: Qwen3, whose embedding is its head.
+
+Under the host's memory management, and in the precision that it was loaded in.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import comfy.model_management as memory
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from ....zimage_core.config import Qwen3Config
 from ....zimage_core.model.text_encoder import KeyValueCache, Qwen3TextEncoder
+from ....zimage_core.prompt.faithful import letter_tokens
 from ....zimage_core.prompt.messages import SMALLEST_INSTRUCTED, Message, as_chat
-from ....zimage_core.prompt.writing import NextLogits, Sampling, TextStream, generate, steps
+from ....zimage_core.prompt.writing import NextLogits, Sampling, TextStream, choose, generate, steps
 
 # Qwen3's, which the tokenizer that the host has does not know under 0.3.75: it is Qwen2.5's.
 THINKING = {"<think>": 151667, "</think>": 151668}
@@ -104,12 +106,6 @@ class LanguageModel:
         on_text hears all the text after each token; the host's interrupt ends it between two.
         """
         prompt = self.encode(messages, thinking)
-        capacity = len(prompt) + max_tokens
-        device = self.clip.patcher.load_device
-        dtype = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
-        head = self.config.vocab_size * self.config.hidden_size * dtype.itemsize
-        needed = KeyValueCache.bytes_needed(self.config, capacity, dtype) + head + HEADROOM
-        memory.load_models_gpu([self.clip.patcher], memory_required=needed)
         stream = TextStream(self.tokenizer, {token: name for name, token in self.thinking.items()})
 
         def on_token(token: int) -> None:
@@ -118,11 +114,46 @@ class LanguageModel:
             if on_text is not None:
                 on_text(text)
 
-        with getattr(memory, "cuda_device_context", contextlib.nullcontext)(device):
-            next_logits = self.steps(capacity, device, dtype)
+        with self.loaded(len(prompt) + max_tokens) as (next_logits, device):
             written = generate(next_logits, prompt, sampling, self.stops, max_tokens, on_token, device)
         end = "" if written.ended else f", cut off at max_tokens {max_tokens}"
         return stream.finish(), f"{len(prompt)} tokens read, {len(written.tokens)} written{end}"
+
+    def choose(
+        self,
+        messages: list[Message],
+        counts: Sequence[int],
+        temperature: float,
+        seed: int,
+        on_choice: Callable[[list[int]], None] | None = None,
+    ) -> tuple[list[int], str]:
+        """Answers with one letter for each list of so many entries, at one token each.
+
+        Returns the place of each in its list and a note of how much was read. on_choice hears the places so
+        far; the host's interrupt ends it between two.
+        """
+        prompt, letters = self.encode(messages, thinking=False), letter_tokens(self.tokenizer)
+
+        def heard(places: list[int]) -> None:
+            memory.throw_exception_if_processing_interrupted()
+            if on_choice is not None:
+                on_choice(places)
+
+        with self.loaded(len(prompt) + len(counts)) as (next_logits, device):
+            allowed = [letters[:count] for count in counts]
+            places = choose(next_logits, prompt, allowed, temperature, seed, heard, device)
+        return places, f"{len(prompt)} tokens read, {len(places)} choices made"
+
+    @contextlib.contextmanager
+    def loaded(self, capacity: int) -> Iterator[tuple[NextLogits, torch.device]]:
+        """The model on its device, with room for so many tokens."""
+        device = self.clip.patcher.load_device
+        dtype = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+        head = self.config.vocab_size * self.config.hidden_size * dtype.itemsize
+        needed = KeyValueCache.bytes_needed(self.config, capacity, dtype) + head + HEADROOM
+        memory.load_models_gpu([self.clip.patcher], memory_required=needed)
+        with getattr(memory, "cuda_device_context", contextlib.nullcontext)(device):
+            yield self.steps(capacity, device, dtype), device
 
     def steps(self, capacity: int, device: torch.device, dtype: torch.dtype) -> NextLogits:
         if hasattr(self.transformer, "init_kv_cache"):
