@@ -1,7 +1,8 @@
 """One command for everything a developer does here; it sets up what it needs on the first call.
 
   python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]  a picture from a real ComfyUI; last line: path
-  python dev.py test [pytest arguments]                       the tests; --web or --install: that set instead
+  python dev.py test [pytest arguments]                       the tests; --web or --install: that set instead;
+                                                              --long: what takes long, from where it stopped
   python dev.py bench NAME [--json FILE]                      facts; parity nano speed counts memory diversity
   python dev.py host [--port N]                               a ComfyUI with this extension, for a person
 
@@ -38,6 +39,7 @@ SETS = {
     "web": "the tests in a browser instead",
     "install": "the tests with ComfyUI Manager and comfy-cli instead",
 }
+LONG_NEEDS = ["long", "web"]  # the sets that `test --long` needs beside the plain one
 DEMO_WORKFLOW = "z_image_turbo_text_to_image"
 
 
@@ -217,7 +219,11 @@ class Progress:
 
 
 def test(options: argparse.Namespace, host: Path) -> int:
-    folders = [f"tests/{name}" for name in options.sets] or [f"--ignore=tests/{name}" for name in SETS]
+    folders = [f"tests/{name}" for name in options.sets]
+    if options.long:
+        os.environ["ZIMAGE_LONG"] = "1"  # tests/long.py reads it
+    left_out = [] if folders else SETS.keys() - (LONG_NEEDS if options.long else [])
+    folders += [f"--ignore=tests/{name}" for name in left_out]
     return subprocess.call([sys.executable, "-m", "pytest", *folders, *options.pytest], cwd=ROOT)
 
 
@@ -274,7 +280,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.set_defaults(sets=[])
+    parser.set_defaults(sets=[], long=False)
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="another ComfyUI's folder")
@@ -288,6 +294,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     sub = commands.add_parser("test", parents=[shared], allow_abbrev=False, help="the tests")
     for name, text in SETS.items():
         sub.add_argument(f"--{name}", dest="sets", action="append_const", const=name, default=[], help=text)
+    sub.add_argument("--long", action="store_true", help="what takes long; what passed is not run again")
     sub.set_defaults(run=test)
 
     sub = commands.add_parser("bench", parents=[shared], help="measured facts")
@@ -309,7 +316,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
-        python, host = set_up(options.host, options.sets)
+        python, host = set_up(options.host, options.sets + (LONG_NEEDS if options.long else []))
         if Path(sys.prefix).resolve() != python.parent.parent.resolve():
             command = [str(python), str(ROOT / "dev.py"), *sys.argv[1:]]
             return subprocess.call(command, env={**os.environ, "PYTHONUTF8": "1"})

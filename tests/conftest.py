@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import long
 from tests.host.launch import stand_in_for_missing_ops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,7 @@ class RootIsAFolder:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsAFolder)
+    config.pluginmanager.register(long)
 
 
 @pytest.fixture(scope="session")
