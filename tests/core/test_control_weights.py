@@ -85,5 +85,5 @@ def test_missing_and_unknown_tensors_are_named() -> None:
     lacking = {k: v for k, v in state.items() if k != "control_layers.1.after_proj.bias"}
     with pytest.raises(WeightsError, match=r"lacks 1 of \d+ tensors .*control_layers\.1\.after_proj\.bias"):
         load_control(lacking)
-    with pytest.raises(WeightsError, match=r"1 control tensors that no known version has: control_gate"):
+    with pytest.raises(WeightsError, match=r"1 tensors that no Z-Image ControlNet has: control_gate"):
         load_control({**state, "control_gate.weight": torch.zeros(3)})

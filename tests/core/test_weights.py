@@ -238,12 +238,20 @@ def test_files_that_are_something_else(model: S3DiT, tmp_path: Path) -> None:
     bad = {
         "is truncated": write(tmp_path / "cut.safetensors", content[: len(content) // 2]),
         "its header alone needs": write(tmp_path / "head.safetensors", content[:100]),
-        "not a safetensors file": write(
-            tmp_path / "text.safetensors", b"just a text, longer than eight bytes"
+        "is a text, not a model; it begins with 'Access to this": write(
+            tmp_path / "text.safetensors", b"Access to this model is restricted.\nLog in."
         ),
-        "a zip or a torch pickle": pickle,
+        "is a JSON text": write(tmp_path / "error.safetensors", b'{"error": "Entry not found"}\n'),
+        "is a web page.*login": write(
+            tmp_path / "page.safetensors", b"\n<!DOCTYPE html>\n<html>" + b" " * 9999
+        ),
+        "is empty: the download failed": write(tmp_path / "empty.safetensors", b""),
+        "holds only zeros": write(tmp_path / "zeros.safetensors", bytes(200_000)),
+        "header is damaged": write(tmp_path / "noise.safetensors", bytes(range(128, 256)) * 20),
+        "is a torch pickle.*can run code": pickle,
+        "is a torch pickle or": write(tmp_path / "old.pt", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
         "a Git LFS pointer": write(tmp_path / "lfs.safetensors", b"version https://git-lfs.example/spec/v1"),
-        "a GGUF file": write(tmp_path / "q4.gguf", b"GGUF" + bytes(60)),
+        "a GGUF file.*Z-Image Accelerate": write(tmp_path / "q4.gguf", b"GGUF" + bytes(60)),
         "does not exist": tmp_path / "nothing.safetensors",
     }
     for message, path in bad.items():
@@ -254,6 +262,101 @@ def test_files_that_are_something_else(model: S3DiT, tmp_path: Path) -> None:
 
 def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if k not in keys}
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_ming_image_is_told_from_z_image(quantised: bool, model: S3DiT, tmp_path: Path) -> None:
+    """It is made of the same blocks. Its Design kind has no pad tokens, its Layer kind a marker or metadata;
+    whether the file is quantised does not matter.
+    """
+    state = transformer_to_diffusers(model.state_dict())
+    state = {k: v.contiguous() for k, v in state.items()}
+    if quantised:
+        mark = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+        state |= {f"{layer}.comfy_quant": mark.clone() for layer in block_linears(state)}
+    note = {"config": json.dumps({"transformer": {"image_model": "ming_image"}})}
+    files = {
+        "marker": ({**state, "__ming_image__": torch.zeros(1)}, {}),
+        "marker under a prefix": (prefixed({**state, "__ming_image__": torch.zeros(1)}, "transformer."), {}),
+        "metadata": (state, note),
+        "Design": (without(state, "cap_pad_token", "x_pad_token"), {}),
+    }
+    for name, (tensors, metadata) in files.items():
+        save_file(tensors, tmp_path / "ming.safetensors", metadata=metadata)
+        for values in (True, False):
+            with pytest.raises(WeightsError, match="ming.safetensors .*Ming-Image.*own loader") as error:
+                read_transformer(tmp_path / "ming.safetensors", values)
+            assert "int8" not in str(error.value), name
+    if not quantised:  # what other programs note there is no reason to refuse
+        for text in ("{}", "not JSON", '{"transformer": {"image_model": "lumina2"}}', "[" * 5000):
+            save_file(state, tmp_path / "good.safetensors", metadata={"config": text})
+            assert load_transformer(tmp_path / "good.safetensors").config == TINY
+
+
+def test_a_pixel_space_model_is_told_from_z_image(model: S3DiT) -> None:
+    with pytest.raises(WeightsError, match="pixel-space Z-Image"):
+        load_transformer({**model.state_dict(), "dec_net.cond_embed.weight": torch.zeros(4, 4)})
+
+
+SMALL_TENSORS = (
+    "x_pad_token",
+    "layers.1.ffn_norm2.weight",
+    "layers.0.attention.q_norm.weight",
+    "x_embedder.bias",
+)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_small_tensors_are_looked_at_when_a_file_is_read(value: float, model: S3DiT, tmp_path: Path) -> None:
+    """In every type, whether the rest is read or not."""
+    for key in SMALL_TENSORS:
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        state[key].view(-1)[-1] = value
+        dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2]
+        for dtype in dtypes if value != value or value > 0 else dtypes[:1]:
+            save_file({k: v.to(dtype) for k, v in state.items()}, tmp_path / "nan.safetensors")
+            for values in (True, False):
+                with pytest.raises(WeightsError, match=f"nan.safetensors holds NaN or infinity in {key}"):
+                    read_transformer(tmp_path / "nan.safetensors", values)
+
+
+def test_matrices_are_looked_at_on_request(model: S3DiT, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file(model.state_dict(), path)
+    assert describe(path, values=True)["transformer"]["not_finite"] == []
+    assert "not_finite" not in describe(path)["transformer"]
+    broken = {k: v.clone() for k, v in model.state_dict().items()}
+    for key in ("layers.0.attention.qkv.weight", "final_layer.linear.weight"):
+        broken[key][-1, -1] = float("nan")
+    save_file(broken, path)
+    found = describe(path, values=True)["transformer"]["not_finite"]
+    assert sorted(found) == ["final_layer.linear.weight", "layers.0.attention.qkv.weight"]
+
+
+def test_a_file_with_holes(model: S3DiT) -> None:
+    """Space that was reserved and never filled."""
+    with pytest.raises(WeightsError, match="nothing but zeros in layers.1.attention_norm1.weight"):
+        load_transformer({**model.state_dict(), "layers.1.attention_norm1.weight": torch.zeros(TINY.dim)})
+
+
+def test_tensors_that_nothing_here_uses(model: S3DiT) -> None:
+    """A bias that Z-Image has not, or a LoRA that was never merged, would be left out in silence."""
+    for key in (
+        "layers.0.attention.out.bias",
+        "layers.1.attention.qkv.lora_A.weight",
+        "cap_embedder.2.weight",
+    ):
+        with pytest.raises(WeightsError, match=f"no Z-Image transformer has: {key}"):
+            load_transformer({**model.state_dict(), key: torch.zeros(4)})
+    twice = {**model.state_dict(), "all_x_embedder.2-1.weight": model.x_embedder.weight}
+    with pytest.raises(WeightsError, match="x_embedder.weight twice"):
+        load_transformer(twice)
+
+
+def test_unknown_keywords_raise(model: S3DiT) -> None:
+    for load in (load_transformer, load_text_encoder, load_autoencoder):
+        with pytest.raises(TypeError, match="torch_dtype"):
+            load(model.state_dict(), torch_dtype=torch.bfloat16)
 
 
 def test_tensors_that_do_not_fit(model: S3DiT) -> None:

@@ -8,9 +8,9 @@ from tests.host.pictures import explained
 
 # The file that is chosen -> words that the message must have beside the file's name.
 TRANSFORMERS = {
-    "text": "not a safetensors",
+    "text": "is a web page, not a model",
     "pickle": "pickle",
-    "empty": "not a safetensors",
+    "empty": "is empty: the download failed",
     "truncated": "truncated",
     "missing_keys": "lacks",
     "wrong_shape": "shape",

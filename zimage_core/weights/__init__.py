@@ -4,11 +4,6 @@ from .checkpoint import (
     READERS,
     Checkpoint,
     describe,
-    load_autoencoder,
-    load_control,
-    load_text_encoder,
-    load_transformer,
-    load_vision_encoder,
     read_autoencoder,
     read_control,
     read_text_encoder,
@@ -16,6 +11,13 @@ from .checkpoint import (
     read_vision_encoder,
 )
 from .errors import WeightsError
+from .modules import (
+    load_autoencoder,
+    load_control,
+    load_text_encoder,
+    load_transformer,
+    load_vision_encoder,
+)
 
 __all__ = [
     "READERS",

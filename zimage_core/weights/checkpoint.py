@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from ..model.s3dit import S3DiT
 from ..model.text_encoder import Qwen3TextEncoder
 from ..model.vision import VisionEncoder
 from . import detect, keys, quantised
-from .errors import WeightsError
+from .errors import WeightsError, some
 from .files import RawFile, read_tensors
+from .quantisers import quantiser_of, refuse_quantisers
+from .values import check_small, not_finite
 
 Source = str | os.PathLike | Mapping[str, Tensor]
 
@@ -34,9 +36,7 @@ LABELS = {
 
 @dataclass
 class Checkpoint:
-    """One part of the model as it lies in a file: `tensors` under our names, fp8 layers listed in
-    `formats`.
-    """
+    """One part of the model as it lies in a file: `tensors` under our names, `formats` of its fp8 layers."""
 
     name: str
     kind: str
@@ -90,10 +90,10 @@ class Checkpoint:
         }
 
 
-def _raw(source: Source, values: bool) -> RawFile:
+def _raw(source: Source, with_values: bool) -> RawFile:
     if isinstance(source, Mapping):
-        return RawFile("the given tensors", dict(source))
-    return read_tensors(Path(source), values)
+        return RawFile("the given dict", dict(source))
+    return read_tensors(Path(source), with_values)
 
 
 def read_transformer(source: Source, values: bool = True) -> Checkpoint:
@@ -102,14 +102,14 @@ def read_transformer(source: Source, values: bool = True) -> Checkpoint:
     Raises WeightsError when the file is not a Z-Image transformer, is incomplete, or has tensors of wrong
     shape.
     """
-    raw, tensors, formats, prefix = _blocks(source, "transformer", values)
+    part = _part(source, "transformer", values)
+    detect.refuse_relatives(part.file.name, part.file.tensors, part.file.metadata)
+    if "cap_pad_token" in part.tensors:
+        _blocks(part)
     for pad in ("x_pad_token", "cap_pad_token", "siglip_pad_token"):  # GGUF-born files hold them flat
-        if pad in tensors:
-            tensors[pad] = tensors[pad].reshape(1, -1)
-    config = detect.transformer_config(raw.name, tensors)
-    checkpoint = Checkpoint(raw.name, "transformer", config, tensors, formats, prefix)
-    _check(checkpoint, S3DiT(config, device="meta"))
-    return checkpoint
+        if pad in part.tensors:
+            part.tensors[pad] = part.tensors[pad].reshape(1, -1)
+    return _checkpoint(part, detect.transformer_config, lambda config: S3DiT(config, device="meta"))
 
 
 def read_control(source: Source, values: bool = True) -> Checkpoint:
@@ -117,51 +117,51 @@ def read_control(source: Source, values: bool = True) -> Checkpoint:
 
     Raises WeightsError when the file is no control, is incomplete, or has tensors that no version has.
     """
-    raw, tensors, formats, prefix = _blocks(source, "control", values)
-    tensors = {k: v for k, v in tensors.items() if k.startswith("control_")}
-    config = detect.control_config(raw.name, tensors)
-    if config.routing == "layers":  # version 2.0 brings a refiner that it was trained without
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("control_noise_refiner.")}
-    formats = {k: v for k, v in formats.items() if f"{k}.weight" in tensors}
-    checkpoint = Checkpoint(raw.name, "control", config, tensors, formats, prefix)
-    network = ControlNet(config, device="meta")
-    _check(checkpoint, network)
-    known = network.state_dict().keys()
-    unknown = [k for k in tensors if k not in known and k.rpartition(".")[2] not in quantised.COMPANIONS]
-    if unknown:
-        raise WeightsError(
-            f"{raw.name} has {len(unknown)} control tensors that no known version has: {_some(unknown)}."
-        )
-    return checkpoint
+    part = _part(source, "control", values)
+    _blocks(part)
+
+    def config(name: str, tensors: dict[str, Tensor]) -> Any:
+        found = detect.control_config(name, tensors)
+        if found.routing == "layers":  # version 2.0 brings a refiner that it was trained without
+            for key in [k for k in tensors if k.startswith("control_noise_refiner.")]:
+                part.formats.pop(key.removesuffix(".weight"), None)
+                del tensors[key]
+        return found
+
+    return _checkpoint(part, config, lambda config: ControlNet(config, device="meta"))
 
 
 def read_text_encoder(source: Source, values: bool = True) -> Checkpoint:
-    raw, tensors, prefix = _part(source, "text_encoder", values)
-    tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
-    tensors = keys.text_encoder_to_ours(tensors)
-    formats = {k if k.startswith("model.") else f"model.{k}": v for k, v in formats.items()}
-    config = detect.text_encoder_config(raw.name, tensors)
-    checkpoint = Checkpoint(raw.name, "text_encoder", config, tensors, formats, prefix)
-    _check(checkpoint, Qwen3TextEncoder(config, device="meta", language_model="model.norm.weight" in tensors))
-    return checkpoint
+    """Qwen3 of any size, with or without its output head, which is the embedding once more."""
+    part = _part(source, "text_encoder", values)
+    _scales(part)
+    part.tensors = keys.text_encoder_to_ours(part.tensors)
+    part.formats = {k if k.startswith("model.") else f"model.{k}": v for k, v in part.formats.items()}
+
+    def network(config: Any, head: bool = "model.norm.weight" in part.tensors) -> nn.Module:
+        return Qwen3TextEncoder(config, device="meta", language_model=head)
+
+    # the last layer serves the head alone, and may be there without it
+    return _checkpoint(part, detect.text_encoder_config, network, lambda config: network(config, head=True))
 
 
 def read_autoencoder(source: Source, values: bool = True) -> Checkpoint:
-    raw, tensors, prefix = _part(source, "autoencoder", values)
-    tensors = keys.autoencoder_to_ours(tensors)
-    config = detect.autoencoder_config(raw.name, tensors)
-    checkpoint = Checkpoint(raw.name, "autoencoder", config, tensors, {}, prefix)
-    _check(checkpoint, AutoencoderKL(config, device="meta"))
-    return checkpoint
+    """The Flux-style autoencoder, in ComfyUI's or diffusers' names."""
+    part = _part(source, "autoencoder", values)
+    _applied_scales(part)
+    part.tensors = keys.autoencoder_to_ours(part.tensors)
+    detect.refuse_quant_conv(part.file.name, part.tensors)
+    return _checkpoint(part, detect.autoencoder_config, lambda config: AutoencoderKL(config, device="meta"))
 
 
 def read_vision_encoder(source: Source, values: bool = True) -> Checkpoint:
-    raw, tensors, prefix = _part(source, "vision", values)
-    tensors = {f"vision_model.{k}": v for k, v in tensors.items()}
-    config = detect.vision_encoder_config(raw.name, tensors)
-    checkpoint = Checkpoint(raw.name, "vision", config, tensors, {}, prefix)
-    _check(checkpoint, VisionEncoder(config, device="meta"))
-    return checkpoint
+    """SigLIP 2 naflex, from its own file or a folder of a diffusers model."""
+    part = _part(source, "vision", values)
+    _applied_scales(part)
+    part.tensors = {f"vision_model.{k}": v for k, v in part.tensors.items()}
+    return _checkpoint(
+        part, detect.vision_encoder_config, lambda config: VisionEncoder(config, device="meta")
+    )
 
 
 READERS = {
@@ -173,49 +173,111 @@ READERS = {
 }
 
 
-def _blocks(
-    source: Source, kind: str, values: bool
-) -> tuple[RawFile, dict[str, Tensor], quantised.Formats, str]:
-    """The tensors of a part made of S3-DiT blocks under our names, q, k and v fused, and its fp8 layers."""
-    raw, tensors, prefix = _part(source, kind, values)
-    tensors, formats = quantised.normalise(raw.name, tensors, raw.metadata, prefix)
-    tensors = keys.transformer_to_ours(tensors)
-    formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in formats.items()}
-    quantised.fuse_quantised_qkv(tensors, formats, keys.FUSED)
-    return raw, keys.fuse_qkv(tensors), formats, prefix
+@dataclass
+class _Part:
+    """One part of a file on its way to a Checkpoint."""
+
+    file: RawFile
+    kind: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    formats: quantised.Formats = field(default_factory=dict)
 
 
-def _part(source: Source, kind: str, values: bool) -> tuple[RawFile, dict[str, Tensor], str]:
-    raw = _raw(source, values)
+def _part(source: Source, kind: str, with_values: bool) -> _Part:
+    raw = _raw(source, with_values)
     tensors, prefix = keys.strip_prefix(raw.tensors, kind)
     if not tensors:
         raise WeightsError(
             f"{raw.name} holds no {LABELS[kind]}: {what_is(raw.tensors)}. Choose a file that has one."
         )
-    return raw, tensors, prefix
+    return _Part(raw, kind, prefix, keys.without_leftovers(tensors, kind))
 
 
-def _check(checkpoint: Checkpoint, model: nn.Module) -> None:
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    found = checkpoint.tensors
-    missing = [k for k in expected if k not in found]
+def _scales(part: _Part) -> None:
+    """What the file says about quantisation, brought to the one form."""
+    name = part.file.name
+    refuse_quantisers(name, part.kind, part.tensors)
+    part.tensors, part.formats = quantised.normalise(
+        name, part.kind, part.tensors, part.file.metadata, part.prefix, part.file.tensors
+    )
+
+
+def _applied_scales(part: _Part) -> None:
+    """For parts that nobody runs in fp8."""
+    _scales(part)
+    part.tensors = quantised.dequantise_all(part.tensors, part.formats, torch.bfloat16)
+    part.formats = {}
+
+
+def _blocks(part: _Part) -> None:
+    """A part made of S3-DiT blocks: our names, q, k and v fused."""
+    name = part.file.name
+    _scales(part)
+    part.tensors = keys.transformer_to_ours(part.tensors, name)
+    part.formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in part.formats.items()}
+    quantised.fuse_quantised_qkv(part.tensors, part.formats, keys.FUSED)
+    part.tensors = keys.fuse_qkv(part.tensors, name)
+
+
+def _checkpoint(
+    part: _Part,
+    detected: Callable[[str, dict[str, Tensor]], Any],
+    network: Callable[[Any], nn.Module],
+    largest: Callable[[Any], nn.Module] | None = None,
+) -> Checkpoint:
+    """Sizes are read from the tensors, and the tensors checked against a network of these sizes.
+
+    largest: makes one with all that a file may hold, where that is more than it must.
+    """
+    name, kind, tensors = part.file.name, part.kind, part.tensors
+    try:
+        config = detected(name, tensors)
+        expected = {k: tuple(v.shape) for k, v in network(config).state_dict().items()}
+        known = set(largest(config).state_dict() if largest else expected)
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(
+            f"{name} has tensors of sizes that do not fit together: {error}. It is damaged, or of "
+            "another model: choose another file."
+        ) from error
+    missing = [k for k in expected if k not in tensors]
     if missing:
         raise WeightsError(
-            f"{checkpoint.name} lacks {len(missing)} of {len(expected)} tensors of the "
-            f"{LABELS[checkpoint.kind]}: "
-            f"{_some(missing)}. It is incomplete or of another model."
+            f"{name} lacks {len(missing)} of {len(expected)} tensors of the {LABELS[kind]}: {some(missing)}. "
+            "It is incomplete or of another model: download it again or choose another file."
         )
     wrong = [
-        f"{k} {tuple(found[k].shape)}, expected {s}"
-        for k, s in expected.items()
-        if tuple(found[k].shape) != s
+        f"{k} {tuple(tensors[k].shape)}, expected {shape}"
+        for k, shape in expected.items()
+        if tuple(tensors[k].shape) != shape
     ]
     if wrong:
-        raise WeightsError(f"{checkpoint.name} has {len(wrong)} tensors of the wrong shape: {_some(wrong)}.")
-
-
-def _some(items: list[str], count: int = 3) -> str:
-    return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
+        raise WeightsError(
+            f"{name} has {len(wrong)} tensors of the wrong shape: {some(wrong)}. It is "
+            "damaged or of another model: choose another file."
+        )
+    formats = {layer: spec for layer, spec in part.formats.items() if f"{layer}.weight" in known}
+    scales = {f"{layer}.{companion}" for layer in formats for companion in quantised.COMPANIONS}
+    roots = {k.split(".")[0] for k in expected}
+    if kind == "control":  # all that is left of the file is its own
+        roots |= {k.split(".")[0] for k in tensors}
+    unknown = [k for k in tensors if k.split(".")[0] in roots and k not in known and k not in scales]
+    if unknown:
+        raise WeightsError(
+            f"{name} has {len(unknown)} tensors that no {LABELS[kind]} has: {some(unknown)}. Without "
+            "them its weights would not be what the file means. Choose another file."
+        )
+    tensors = {k: v for k, v in tensors.items() if k in known or k in scales}
+    readable = (*quantised.FLOATS, *quantised.FP8.values())
+    if packed := [f"{k} ({v.dtype})" for k, v in tensors.items() if v.dtype not in readable]:
+        raise WeightsError(
+            f"{name} holds {len(packed)} tensors that are no floating numbers: {some(packed)}. It is "
+            "quantised in a way that is not known here: use the bf16 or fp8 file of the same model."
+        )
+    check_small(name, {k: v for k, v in tensors.items() if k in known})
+    return Checkpoint(name, kind, config, tensors, formats, part.prefix)
 
 
 TELLTALES = (  # key fragment -> what a file with it is
@@ -236,71 +298,25 @@ def what_is(tensors: Mapping[str, Tensor]) -> str:
     for fragment, text in TELLTALES:
         if any(fragment in key for key in tensors):
             return text
-    return f"its {len(tensors)} tensors start with {_some(sorted(tensors)) or 'nothing'}"
+    if found := quantiser_of(tensors):
+        return f"it is quantised by {found[0].label}, which is not read here"
+    return f"its {len(tensors)} tensors start with {some(sorted(tensors)) or 'nothing'}"
 
 
-def _build(model: nn.Module, state: dict[str, Tensor], device: Any) -> nn.Module:
-    wanted = model.state_dict().keys()
-    state = {k: v.to(device) if device is not None else v for k, v in state.items() if k in wanted}
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def load_transformer(source: Source, device: Any = None, dtype: torch.dtype | None = None) -> S3DiT:
-    """An S3DiT from a path or a dict in any dialect. dtype None keeps the file's; fp8 is dequantised."""
-    checkpoint = read_transformer(source)
-    dtype = dtype or checkpoint.dtype
-    return _build(S3DiT(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device)
-
-
-def load_control(source: Source, device: Any = None, dtype: torch.dtype | None = None) -> ControlNet:
-    """A ControlNet from a path or a dict. dtype None keeps the file's; fp8 is dequantised."""
-    checkpoint = read_control(source)
-    dtype = dtype or checkpoint.dtype
-    return _build(ControlNet(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device)
-
-
-def load_text_encoder(
-    source: Source, device: Any = None, dtype: torch.dtype | None = None, language_model: bool = False
-) -> Qwen3TextEncoder:
-    """A Qwen3TextEncoder; without language_model its last layer and final norm are left in the file."""
-    checkpoint = read_text_encoder(source)
-    dtype = dtype or checkpoint.dtype
-    model = Qwen3TextEncoder(checkpoint.config, device="meta", dtype=dtype, language_model=language_model)
-    return _build(model, checkpoint.plain(dtype), device)
-
-
-def load_autoencoder(source: Source, device: Any = None, dtype: torch.dtype | None = None) -> AutoencoderKL:
-    """The Flux-style autoencoder."""
-    checkpoint = read_autoencoder(source)
-    dtype = dtype or checkpoint.dtype
-    return _build(
-        AutoencoderKL(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device
-    )
-
-
-def load_vision_encoder(
-    source: Source, device: Any = None, dtype: torch.dtype | None = None
-) -> VisionEncoder:
-    """SigLIP 2 from its own file, with or without its text half, or a folder of a diffusers model."""
-    checkpoint = read_vision_encoder(source)
-    dtype = dtype or checkpoint.dtype
-    return _build(
-        VisionEncoder(checkpoint.config, device="meta", dtype=dtype), checkpoint.plain(dtype), device
-    )
-
-
-def describe(source: Source) -> dict[str, dict[str, Any]]:
+def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
     """What a file or folder holds: {kind: {parameters, dtype, quantised_layers, formats, config}} for each
     part in it.
 
+    values: True reads every value, half a minute for the largest file, and adds "not_finite": the names of
+    the tensors that hold NaN or infinity.
+
     Raises WeightsError when it holds nothing of Z-Image.
     """
-    raw = _raw(source, values=False)
+    raw = _raw(source, False)
     parts = {}
     for kind, reader in READERS.items():
         if keys.strip_prefix(raw.tensors, kind)[0]:
-            part = reader(source, values=False)
+            part = reader(source, values)
             parts[kind] = {
                 "parameters": part.parameters,
                 "dtype": str(part.dtype).removeprefix("torch."),
@@ -308,6 +324,10 @@ def describe(source: Source) -> dict[str, dict[str, Any]]:
                 "formats": sorted({spec["format"] for spec in part.formats.values()}),
                 "config": part.config,
             }
+            if values:
+                parts[kind]["not_finite"] = list(not_finite(part.tensors))
     if not parts:
-        raise WeightsError(f"{raw.name} holds nothing of Z-Image: {what_is(raw.tensors)}.")
+        raise WeightsError(
+            f"{raw.name} holds nothing of Z-Image: {what_is(raw.tensors)}. Choose another file."
+        )
     return parts

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ..config import AutoencoderConfig, ControlConfig, Qwen3Config, S3DiTConfig, VisionConfig
 from .errors import WeightsError
 
 AXES = (2, 3, 3)  # eighths of the head that turn with frame, row and column: 32, 48, 48 of 128
+MING = "__ming_image__"  # a tensor by which ComfyUI's files say so
 VISION_HEADS = {1152: 72}  # width of a head where it is not 64; no tensor's shape tells
 
 
@@ -18,12 +21,40 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({m[1] for key in tensors if (m := re.match(pattern, key))})
 
 
-def _shape(name: str, tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+def _shape(name: str, tensors: Mapping[str, Tensor], key: str, ndim: int = 2) -> tuple[int, ...]:
     if key not in tensors:
         raise WeightsError(
             f"{name} has no tensor {key}: it is incomplete. Download it again or choose another file."
         )
-    return tuple(tensors[key].shape)
+    shape = tuple(tensors[key].shape)
+    if len(shape) != ndim or 0 in shape:
+        raise WeightsError(
+            f"{name} has a tensor of the wrong shape: {key} {shape}, expected {ndim} dimensions. Download it "
+            "again or choose another file."
+        )
+    return shape
+
+
+def refuse_relatives(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Raises WeightsError for models that are made of Z-Image's blocks and are another model.
+
+    tensors: under the file's own names. Looked at first: what else such a file is, quantised or not, does not
+    matter.
+    """
+    if any(key.endswith(MING) for key in tensors) or _image_model(metadata) == "ming_image":
+        raise WeightsError(f"{name} is a Ming-Image file, not Z-Image. Load it with ComfyUI's own loader.")
+    if any("dec_net.cond_embed." in key for key in tensors):
+        raise WeightsError(
+            f"{name} is a pixel-space Z-Image, which has no latents. Load it with ComfyUI's own loader."
+        )
+
+
+def _image_model(metadata: Mapping[str, str]) -> str | None:
+    """What ComfyUI's writers note about a transformer in a file's metadata."""
+    try:
+        return json.loads(metadata["config"])["transformer"]["image_model"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def transformer_config(name: str, tensors: Mapping[str, Tensor]) -> S3DiTConfig:
@@ -34,8 +65,8 @@ def transformer_config(name: str, tensors: Mapping[str, Tensor]) -> S3DiTConfig:
 
     if "cap_pad_token" not in tensors:
         raise WeightsError(
-            f"{name} has no cap_pad_token: it looks like Lumina 2 or another relative, not Z-Image. "
-            "Load it with ComfyUI's own loader."
+            f"{name} has no cap_pad_token: it looks like Lumina 2, Ming-Image or another relative, not "
+            "Z-Image. Load it with ComfyUI's own loader."
         )
     dim, patch_width = shape("x_embedder.weight")
     t_dim, t_hidden = shape("t_embedder.mlp.2.weight")
@@ -57,10 +88,10 @@ def transformer_config(name: str, tensors: Mapping[str, Tensor]) -> S3DiTConfig:
 def _block_sizes(name: str, tensors: Mapping[str, Tensor], block: str) -> dict:
     """S3DiTConfig's fields about the inside of a block."""
 
-    def shape(key: str) -> tuple[int, ...]:
-        return _shape(name, tensors, f"{block}.{key}")
+    def shape(key: str, ndim: int = 2) -> tuple[int, ...]:
+        return _shape(name, tensors, f"{block}.{key}", ndim)
 
-    head_dim = shape("attention.q_norm.weight")[0]
+    head_dim = shape("attention.q_norm.weight", 1)[0]
     n_heads = shape("attention.out.weight")[1] // head_dim
     return {
         "n_heads": n_heads,
@@ -93,8 +124,8 @@ def _trained(tensors: Mapping[str, Tensor], layer: str) -> bool:
 
 
 def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config:
-    def shape(key: str) -> tuple[int, ...]:
-        return _shape(name, tensors, key)
+    def shape(key: str, ndim: int = 2) -> tuple[int, ...]:
+        return _shape(name, tensors, key, ndim)
 
     vocab_size, hidden_size = shape("model.embed_tokens.weight")
     if "model.layers.0.self_attn.q_norm.weight" not in tensors:
@@ -102,7 +133,7 @@ def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config
             f"{name} is not a Qwen3 model (it has no q_norm; {hidden_size} wide). Z-Image needs Qwen3-4B, "
             f"2560 wide."
         )
-    head_dim = shape("model.layers.0.self_attn.q_norm.weight")[0]
+    head_dim = shape("model.layers.0.self_attn.q_norm.weight", 1)[0]
     return Qwen3Config(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -116,7 +147,7 @@ def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config
 
 def autoencoder_config(name: str, tensors: Mapping[str, Tensor]) -> AutoencoderConfig:
     def shape(key: str) -> tuple[int, ...]:
-        return _shape(name, tensors, key)
+        return _shape(name, tensors, key, 4)
 
     ch, in_channels = shape("encoder.conv_in.weight")[:2]
     levels = _count(tensors, r"encoder\.down\.(\d+)\.")
@@ -136,19 +167,38 @@ def autoencoder_config(name: str, tensors: Mapping[str, Tensor]) -> AutoencoderC
     )
 
 
+def refuse_quant_conv(name: str, tensors: dict[str, Tensor]) -> None:
+    """Takes out the 1x1 convolutions around the latents, which change nothing in files saved by ComfyUI.
+
+    Raises WeightsError when they do change something: then it is another autoencoder.
+    """
+    for layer in ("quant_conv", "post_quant_conv"):
+        weight, bias = (tensors.pop(f"{layer}.{part}", None) for part in ("weight", "bias"))
+        if weight is None:
+            continue
+        square = weight.ndim == 4 and weight.shape[2:] == (1, 1) and weight.shape[0] == weight.shape[1]
+        same = (
+            square and not weight.is_meta and torch.equal(weight.flatten(1).float(), torch.eye(len(weight)))
+        )
+        if not same or (bias is not None and bias.float().any()):
+            raise WeightsError(
+                f"{name} has a {layer} that changes latents, which Z-Image's autoencoder has not. Use the "
+                "Flux.1 autoencoder (ae.safetensors)."
+            )
+
+
 def vision_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> VisionConfig:
     """tensors: under our names. Raises WeightsError for CLIP, DINO and the SigLIPs of one fixed size."""
 
     def shape(key: str) -> tuple[int, ...]:
         return _shape(name, tensors, f"vision_model.{key}")
 
-    patches = shape("embeddings.patch_embedding.weight")
-    if len(patches) != 2:
+    if tensors["vision_model.embeddings.patch_embedding.weight"].ndim == 4:
         raise WeightsError(
             f"{name} is a vision encoder for one picture size, such as CLIP or the first SigLIP. Omni "
             f"weights need SigLIP 2 naflex (siglip2-so400m-patch16-naflex)."
         )
-    hidden_size, pixels = patches
+    hidden_size, pixels = shape("embeddings.patch_embedding.weight")
     return VisionConfig(
         hidden_size=hidden_size,
         intermediate_size=shape("encoder.layers.0.mlp.fc1.weight")[0],

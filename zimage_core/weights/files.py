@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import WeightsError
+from .errors import WeightsError, some
+from .impostors import AGAIN, refuse
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own reader
-SMALL = 65_536  # bytes; markers and scales, whose values say how the rest is stored
+SMALL = 65_536  # bytes; markers, scales, norms and biases, whose values are looked at in any case
+INDEX = "*.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -22,6 +24,13 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
 }
 
 
@@ -35,47 +44,28 @@ class RawFile:
 
 
 def read_header(path: Path) -> dict:
-    """The JSON header of a safetensors file, without its tensors; raises WeightsError when the file is
-    something else.
+    """The JSON header of a safetensors file, without its tensors.
+
+    Raises WeightsError when the file is something else or shorter than its header says.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= MAX_HEADER:
-            raise WeightsError(f"{path.name} is not a safetensors file{_guess(path)}. {ACCEPTED}")
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= MAX_HEADER:
+            refuse(path, f"is not a safetensors file, or its header is damaged. {AGAIN}")
         if 8 + length > size:
-            raise WeightsError(
-                f"{path.name} is truncated: its header alone needs {8 + length} bytes, the file has {size}. "
-                "Download it again."
-            )
+            found = f"its header alone needs {8 + length} bytes, the file has {size}"
+            refuse(path, f"is truncated: {found}. {AGAIN}")
         raw = file.read(length)
     try:
         header = json.loads(raw)
         end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise WeightsError(
-            f"{path.name} is not a safetensors file: its header is not readable. {ACCEPTED}"
-        ) from None
-    if 8 + length + end > size:
-        raise WeightsError(
-            f"{path.name} is truncated: {size} bytes of {8 + length + end}. Download it again."
-        )
+        whole = 8 + length + int(end)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError):
+        refuse(path, f"is not a safetensors file, or its header is damaged. {AGAIN}")
+    if whole > size:
+        raise WeightsError(f"{path.name} is truncated: {size} bytes of {whole}. Download it again.")
     return header
-
-
-ACCEPTED = "Use .safetensors; pickled files (.ckpt, .pt, .bin) are never opened because they can run code."
-
-
-def _guess(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(4)
-    kinds = {
-        b"PK\x03\x04": "a zip or a torch pickle",
-        b"GGUF": "a GGUF file",
-        b"vers": "a Git LFS pointer, not the file",
-    }
-    return f": it looks like {kinds[start]}" if start in kinds else ""
 
 
 def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
@@ -83,32 +73,40 @@ def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
 
     Nothing is read but headers: tensors are mapped and paged in when they are first touched. Without
     `values` all but the small ones are on the meta device: shapes and types, whatever the file's size.
+
+    Raises WeightsError when it is none, is damaged, or lacks shards.
     """
     path = Path(source)
     if not path.exists():
-        raise WeightsError(f"{path} does not exist")
-    parts = _shards(path) if path.is_dir() else [path]
+        raise WeightsError(f"{path} does not exist: check the name, or choose another file.")
+    if not path.is_dir() and not path.is_file():
+        raise WeightsError(f"{path} is no file and no folder: choose a .safetensors file.")
     raw = RawFile(path.name, {})
-    for part in parts:
+    for part in shards(path) if path.is_dir() else [path]:
         header = read_header(part)
-        raw.metadata |= header.get("__metadata__") or {}
         try:
             with safe_open(part, framework="pt") as file:
+                raw.metadata |= file.metadata() or {}
                 for key in file.keys():
-                    entry = header[key]
-                    start, end = entry["data_offsets"]
+                    start, end = header[key]["data_offsets"]
                     if values or end - start <= SMALL:
                         raw.tensors[key] = file.get_tensor(key)
                     else:
-                        dtype = DTYPES.get(entry["dtype"], torch.uint8)
-                        raw.tensors[key] = torch.empty(entry["shape"], dtype=dtype, device="meta")
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{part.name} cannot be read: {error}. Download it again.") from error
+                        dtype = DTYPES.get(header[key]["dtype"], torch.uint8)
+                        raw.tensors[key] = torch.empty(header[key]["shape"], dtype=dtype, device="meta")
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"{part.name} cannot be read as safetensors: {str(error)[:200]}. Download it again."
+            ) from error
     return raw
 
 
-def _shards(folder: Path) -> list[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+def shards(folder: Path) -> list[Path]:
+    """The files of a folder that holds one part of a model.
+
+    Raises WeightsError when there are several and no index, or an index and not all of them.
+    """
+    indexes = sorted(folder.glob(INDEX))
     if not indexes:
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
@@ -116,11 +114,21 @@ def _shards(folder: Path) -> list[Path]:
                 f"{folder} holds {len(files)} .safetensors files and no index: choose one file"
             )
         return files
-    index = json.loads(indexes[0].read_text(encoding="utf-8"))
-    names = sorted(set(index["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    try:
+        index = json.loads(indexes[0].read_text(encoding="utf-8"))
+        names = sorted({str(name) for name in index["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise WeightsError(
-            f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}. Download them."
+            f"{indexes[0]} cannot be read: expected JSON with a weight_map of tensors to files. Download it "
+            "again."
+        ) from None
+    if any(Path(name).name != name for name in names):
+        raise WeightsError(
+            f"{indexes[0]} names files outside its folder: {some(names)}. Download the folder again."
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise WeightsError(
+            f"{folder} lacks {len(missing)} of {len(names)} shards: {some(missing)}. Download them."
         )
     return [folder / name for name in names]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import WeightsError
+
 ATTENTION = (
     r"(?P<block>(?:(?:control_)?(?:layers|noise_refiner)|context_refiner|siglip_refiner)\.\d+\.attention)"
 )
@@ -37,7 +39,13 @@ TRANSFORMER = (
     Rename("{block}.norm_k", "{block}.k_norm"),
 )
 FUSED = ("to_q", "to_k", "to_v")  # rows of attention.qkv, in this order
-DROPPED = ("norm_final.weight",)  # a leftover of Lumina in some files
+LEFTOVERS = {  # what some files hold beside the weights, and nothing here needs
+    "transformer": re.compile(r"norm_final\.|.*\.comfy_attention\.config$"),
+    "text_encoder": re.compile(r"lm_head\.|model\.lm_head\.|.*\.rotary_emb\.inv_freq$"),
+    "autoencoder": re.compile(r"loss\."),
+    "vision": re.compile(r"head\."),
+    "control": re.compile(r"(?!control_|scaled_fp8$)"),
+}
 
 PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
@@ -46,6 +54,7 @@ PREFIXES = {
     "vision": ("vision_model.", "siglip.vision_model.", "siglip.", ""),
     "control": ("model.diffusion_model.", "diffusion_model.", "transformer.", "controlnet.", ""),
 }
+CLAIMED = tuple({prefix for prefixes in PREFIXES.values() for prefix in prefixes if prefix})
 SIGNATURES = {  # a layer that only this kind of file has, in each dialect
     "transformer": ("cap_embedder.1.weight",),
     "text_encoder": ("model.embed_tokens.weight", "embed_tokens.weight"),
@@ -100,28 +109,60 @@ def rename(key: str, table: Iterable[Rename], levels: int = 0, reverse: bool = F
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of one part of a file, without its prefix, and that prefix; empty when the part is not in
-    it.
+    """The tensors of one part of a file, without its prefix, and that prefix; empty when it has no such part.
+
+    Without a prefix it is all that no other part claims.
     """
     for prefix in PREFIXES[kind]:
         if any(prefix + signature in tensors for signature in SIGNATURES[kind]):
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}, prefix
+            foreign = () if prefix else CLAIMED
+            part = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            return {k: v for k, v in part.items() if not k.startswith(foreign)}, prefix
     return {}, ""
 
 
-def transformer_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names only; split q, k, v rows are still split (see `fuse_qkv`)."""
-    return {rename(k, TRANSFORMER): v for k, v in tensors.items() if k not in DROPPED}
+def without_leftovers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """tensors: of one part, without its prefix."""
+    return {k: v for k, v in tensors.items() if not LEFTOVERS[kind].match(k)}
 
 
-def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """attention.to_q, to_k, to_v .weight -> attention.qkv.weight."""
+def transformer_to_ours(tensors: Mapping[str, Tensor], name: str = "this") -> dict[str, Tensor]:
+    """Names only; split q, k, v rows are still split (see `fuse_qkv`).
+
+    Raises WeightsError when a tensor is there under two names; name: the file's.
+    """
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        ours = rename(key, TRANSFORMER)
+        if ours in out:
+            raise WeightsError(f"{name} holds {ours} twice, under two names. Choose another file.")
+        out[ours] = value
+    return out
+
+
+def fuse_qkv(tensors: Mapping[str, Tensor], name: str = "this") -> dict[str, Tensor]:
+    """attention.to_q, to_k, to_v .weight -> attention.qkv.weight.
+
+    Raises WeightsError when the three do not fit together or are there both ways; name: the file's.
+    """
     fused = dict(tensors)
     for first in [k for k in tensors if k.endswith(".attention.to_q.weight")]:
         base = first[: -len("to_q.weight")]
         names = [f"{base}{part}.weight" for part in FUSED]
-        if all(name in fused for name in names):
-            fused[f"{base}qkv.weight"] = torch.cat([fused.pop(name) for name in names])
+        if not all(part in fused for part in names):
+            continue
+        parts = [fused.pop(part) for part in names]
+        shapes = [tuple(part.shape) for part in parts]
+        if f"{base}qkv.weight" in fused or {len(shape) for shape in shapes} != {2}:
+            raise WeightsError(f"{name} holds {base}qkv twice or misshapen: {shapes}. Choose another file.")
+        if len({shape[1] for shape in shapes}) != 1:
+            raise WeightsError(
+                f"{name} has {base}to_q, to_k and to_v of shapes {shapes}, expected as many columns in each. "
+                "Choose another file."
+            )
+        if len({part.dtype for part in parts}) != 1:  # fp8 has no common type with others
+            parts = [part.bfloat16() if part.element_size() == 1 else part for part in parts]
+        fused[f"{base}qkv.weight"] = torch.cat(parts)
     return fused
 
 
@@ -138,9 +179,9 @@ def transformer_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def text_encoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder under `model.`; the output head is the embedding, so a stored copy of it is dropped."""
+    """The decoder under `model.`."""
     inside = "model.embed_tokens.weight" in tensors
-    return {k if inside else f"model.{k}": v for k, v in tensors.items() if not k.startswith("lm_head.")}
+    return {k if inside else f"model.{k}": v for k, v in tensors.items()}
 
 
 def autoencoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

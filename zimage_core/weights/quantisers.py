@@ -1,0 +1,94 @@
+"""Files of quantisers that are not run here: known by the tensors beside their weights, refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, NoReturn
+
+from torch import Tensor
+
+from .errors import WeightsError
+
+READ = "bf16, fp16, fp32 and fp8 (e4m3fn, e5m2)"
+PLAIN = "Use the bf16 or fp8 file of the same model."
+HOST = {  # what a recent ComfyUI does with its own formats, by part
+    "transformer": "Load it with ComfyUI's own Load Diffusion Model and put Z-Image Accelerate behind that, "
+    "or use the bf16 or fp8 file of the same model.",
+    "text_encoder": "Load it with ComfyUI's own Load CLIP, type lumina2, or use the bf16 or fp8 file.",
+}
+
+
+class Quantiser(NamedTuple):
+    """A program or format, and endings of names that only its files have, after a layer's path."""
+
+    label: str
+    endings: tuple[str, ...]
+    in_host: bool = False  # ComfyUI's own loader runs it, where its marker is there too
+
+
+QUANTISERS = (  # the first that fits
+    Quantiser("nunchaku (SVDQuant)", (".wscales", ".smooth_factor", ".smooth_factor_orig", ".wcscales")),
+    Quantiser("SDNQ", (".svd_up", ".svd_down", ".zero_point", ".scale")),
+    Quantiser(
+        "bitsandbytes",
+        (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".SCB"),
+    ),
+    Quantiser("optimum-quanto", ("weight._data", "weight._scale")),
+    Quantiser("torchao", ("._weight_qdata", "._weight_scale", "._weight_zero_point", ":qdata")),
+    Quantiser("NVIDIA ModelOpt", (".weight_quantizer._scale", ".weight_quantizer._amax")),
+    Quantiser("compressed-tensors", (".weight_packed", ".weight_shape", ".weight_zero_point")),
+    Quantiser("GPTQ, AWQ or AutoRound", (".qweight", ".qzeros", ".g_idx")),
+    Quantiser("HQQ", (".W_q",)),
+    Quantiser("MLX", (".biases",)),
+    Quantiser("ComfyUI, as asym_w4a8_int8", (".weight_s_rel", ".weight_s_channel"), True),
+    Quantiser("ComfyUI, as nvfp4", (".weight_scale_2",), True),
+)
+
+
+def quantiser_of(keys: Iterable[str]) -> tuple[Quantiser, str] | None:
+    """The quantiser that wrote a file with these names, and one of them that tells."""
+    keys = list(keys)
+    for quantiser in QUANTISERS:
+        for key in keys:
+            if key.endswith(quantiser.endings):
+                return quantiser, key
+    return None
+
+
+def refuse_quantisers(name: str, kind: str, keys: Iterable[str]) -> None:
+    """Raises WeightsError when a quantiser that is not run here wrote the file."""
+    keys = list(keys)
+    if found := quantiser_of(keys):
+        quantiser, key = found
+        in_host = quantiser.in_host and any(key.endswith(".comfy_quant") for key in keys)
+        _refuse(name, kind, f"is quantised by {quantiser.label} (it has {key})", in_host)
+
+
+def refuse_format(name: str, kind: str, layer: str, found: object) -> NoReturn:
+    """For a marker with a format that is not read here; ComfyUI's own loader knows what it is."""
+    _refuse(name, kind, f"stores {layer} as {found!r}", in_host=True)
+
+
+def refuse_layer(
+    name: str, kind: str, layer: str, weight: Tensor, scale: Tensor | None, spec: dict | None
+) -> NoReturn:
+    """For a layer whose weight and scale are of types that are not read here as such."""
+    stored = str(weight.dtype).removeprefix("torch.")
+    if spec is not None:
+        found = f"says that {layer} is {spec['format']} and stores it as {stored}: it was converted wrongly"
+    elif scale is not None and scale.element_size() == 1 and weight.is_floating_point():
+        found = f"stores {layer} in {stored} with block scales of one byte, as mxfp8 does, without a marker"
+    elif scale is not None and weight.is_floating_point():
+        found = f"has scales beside {layer}.weight in {stored}, which needs none, and no word of their use"
+    elif scale is not None and scale.element_size() == 1:
+        found = f"stores {layer} in {stored} with scales of one byte, as nvfp4 does, without a marker"
+    else:
+        found = f"stores {layer} in {stored}" + (
+            " with scales and without a marker" if scale is not None else ""
+        )
+    _refuse(name, kind, found, in_host=False)
+
+
+def _refuse(name: str, kind: str, found: str, in_host: bool) -> NoReturn:
+    advice = HOST.get(kind, PLAIN) if in_host else PLAIN
+    raise WeightsError(f"{name} {found}. This loader reads {READ}. {advice}")
