@@ -17,21 +17,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-CHAT = "/chat/completions"
-FIELDS = {  # of an entry: type, needed, what is expected
-    "url": (str, True, "an address such as http://localhost:11434/v1"),
-    "model": (str, True, "the model's name at that server"),
-    "key_env": (str, False, "the name of an environment variable, in capital letters"),
-    "timeout": ((int, float), False, "how many seconds the server may stay silent"),
-    "extra_body": (dict, False, 'further fields of the request, such as {"enable_thinking": false}'),
-}
-JSON_KINDS = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
-# Fields whose value would be a key, and values that are one.
-KEY_FIELD = re.compile(
-    r"^key$|(api|access)[-_ ]?key|^token$|[-_]token$|secret|password|authorization", re.IGNORECASE
+KINDS = {"url": (str,), "model": (str,), "key_env": (str,), "timeout": (int, float), "extra_body": (dict,)}
+NAMES = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "nothing"}
+EXPECTED = (
+    "expected texts as url and model, and if needed as key_env, seconds as timeout, an object as extra_body"
 )
-KEY_VALUE = re.compile(r"\s*(sk-|Bearer\s)", re.IGNORECASE)
-VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+# Fields whose value would be a key, and values that are one.
+KEY_FIELD = re.compile(r"^key$|(api|access)[-_ ]?key|^token$|[-_]token$|secret|password|authorization", re.I)
+KEY_VALUE = re.compile(r"\s*(sk-|Bearer\s)", re.I)
 LOCAL_NAME = re.compile(r"[^.]+|.+\.(localhost|local|lan|internal|home\.arpa)")
 
 
@@ -45,17 +38,16 @@ class Limits:
 
     connect: float = 10.0
     silence: float = 120.0  # a large model may have to be loaded before its first word
-    total: float = 600.0
+    total: float = 600.0  # of one attempt
     pauses: tuple[float, ...] = (1.0, 4.0)  # before the second attempt, the third ...
     retry_after: float = 30.0  # the longest pause that a server may ask for
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One chat server. The key is not part of it: `key()` reads the environment when it is needed.
+    """One chat server. Raises EndpointError for an address that cannot be used or would give the key away.
 
-    Raises EndpointError for an address that cannot be used, or one that would send the key in clear text
-    over the Internet.
+    The key is not part of it: `key()` reads the environment when it is needed.
     """
 
     name: str
@@ -66,27 +58,21 @@ class Endpoint:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if re.search(r"[@?#]", self.url):
-            raise EndpointError("url holds a name, a password or a query; expected the plain address")
         try:
             parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            usable = re.fullmatch(r"https?://[^\s@?#\\]+", self.url) and parts.hostname and parts.port != 0
         except ValueError:
             usable = False
-        if not usable or re.search(r"[\s\\]", self.url):
-            raise EndpointError(f"url is {self.url!r}, expected {FIELDS['url'][2]}")
+        if not usable:  # not shown, and key_env neither: it may be a key in the wrong place
+            raise EndpointError(
+                "url is no plain address (no login, no query) such as http://localhost:11434/v1"
+            )
         if not self.model.strip():
-            raise EndpointError(f"model is empty, expected {FIELDS['model'][2]}")
-        if self.key_env is not None and not VARIABLE.fullmatch(self.key_env):
-            # Not shown: it may be a key in the wrong place.
-            raise EndpointError(
-                f"key_env is something else than {FIELDS['key_env'][2]}, such as DASHSCOPE_API_KEY"
-            )
-        if self.key_env and parts.scheme == "http" and not self.is_local:
-            raise EndpointError(
-                f"url is plain http to {self.host}: others could read the key. Use https, or leave "
-                "out key_env if the server needs no key"
-            )
+            raise EndpointError("model is empty, expected the model's name at that server")
+        if self.key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_env):
+            raise EndpointError("key_env is no name of an environment variable such as DASHSCOPE_API_KEY")
+        if self.key_env and self.url.startswith("http:") and not self.is_local:
+            raise EndpointError(f"url is plain http to {self.host}: others could read the key. Use https")
 
     @property
     def host(self) -> str:
@@ -103,74 +89,58 @@ class Endpoint:
 
     @property
     def chat_url(self) -> str:
-        url = self.url.rstrip("/")
-        return url if url.endswith(CHAT) else url + CHAT
+        return self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
     def key(self) -> str | None:
         """The key in the environment. Raises EndpointError when there should be one and is none."""
-        if self.key_env is None:
-            return None
-        key = os.environ.get(self.key_env, "").strip()
-        if not key:
-            raise self.error(
-                f"needs a key, and the environment variable {self.key_env} is not set. Set it and start "
-                "ComfyUI again"
-            )
-        if not key.isascii() or not key.isprintable():
-            raise self.error(f"the environment variable {self.key_env} holds characters that no key has")
-        return key
+        key = os.environ.get(self.key_env or "", "").strip()
+        if self.key_env and not (key and key.isascii() and key.isprintable()):
+            found = "holds characters that no key has" if key else "is not set"
+            raise self.error(f"the environment variable {self.key_env} {found}. Set it and restart ComfyUI")
+        return key or None
 
     def error(self, what: str) -> EndpointError:
         return EndpointError(f"Endpoint {self.name!r} ({self.host}): {what}.")
 
 
 def read_endpoints(path: str | os.PathLike) -> dict[str, Endpoint]:
-    """The endpoints of a settings file. Raises EndpointError naming the file, the entry, what was found and
-    what was expected. Values are not repeated: one may be a key.
-    """
-    path = Path(path)
+    """The endpoints of a settings file. Raises EndpointError naming file, entry and what was expected."""
+    place, endpoints = str(path), {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(entries, dict):
+            raise EndpointError(f"holds {_kind(entries)}, expected an object of endpoints by name")
+        for name, entry in entries.items():
+            place = f"{path}, endpoint {name!r}:"
+            endpoints[name] = _endpoint(name, entry)
+        return endpoints
     except json.JSONDecodeError as error:
         problem = f"is no JSON: {error.msg} in line {error.lineno}, column {error.colno}"
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         problem = f"cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8 text'}"
-    else:
-        if isinstance(entries, dict):
-            return {name: _endpoint(path, name, entry) for name, entry in entries.items()}
-        problem = f"holds {_kind(entries)}, expected an object of endpoints by name"
-    raise EndpointError(f"{path} {problem}.")
-
-
-def _endpoint(path: Path, name: str, entry: Any) -> Endpoint:
-    try:
-        if not name.strip():
-            raise EndpointError("its name is empty")
-        if not isinstance(entry, dict):
-            raise EndpointError(f"found {_kind(entry)}, expected an object with {', '.join(FIELDS)}")
-        for key, value in _all_fields(entry):
-            if KEY_FIELD.search(key) or (isinstance(value, str) and KEY_VALUE.match(value)):
-                raise EndpointError(
-                    f"{key!r} holds a key, and a key does not belong in this file. Put it into an "
-                    'environment variable and name that one: "key_env": "MY_API_KEY"'
-                )
-        if unknown := sorted(entry.keys() - FIELDS.keys()):
-            raise EndpointError(f"unknown field {unknown[0]!r}, expected {', '.join(FIELDS)}")
-        for key, (kind, needed, expected) in FIELDS.items():
-            if key not in entry:
-                if needed:
-                    raise EndpointError(f"{key} is missing, expected {expected}")
-            elif not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-                raise EndpointError(f"{key} is {_kind(entry[key])}, expected {expected}")
-        settings = dict(entry)
-        if (seconds := settings.pop("timeout", None)) is not None:
-            if not 0 < seconds < float("inf"):
-                raise EndpointError(f"timeout is {seconds}, expected {FIELDS['timeout'][2]}")
-            settings["limits"] = Limits(silence=seconds, total=max(seconds, Limits.total))
-        return Endpoint(name, **settings)
     except EndpointError as error:
         problem = str(error)
-    raise EndpointError(f"{path}, endpoint {name!r}: {problem}.")
+    raise EndpointError(f"{place} {problem}.")  # here, where no exception with the file's text hangs on it
+
+
+def _endpoint(name: str, entry: Any) -> Endpoint:
+    """Values are not repeated in what this raises: one may be a key."""
+    if not name.strip() or not isinstance(entry, dict):
+        raise EndpointError(f"found {_kind(entry)}, expected a name and an object")
+    for key, value in _all_fields(entry):
+        if KEY_FIELD.search(key) or (isinstance(value, str) and KEY_VALUE.match(value)):
+            raise EndpointError(
+                f"{key!r} holds a key, and a key does not belong in this file. Put it into an environment "
+                'variable and name that one: "key_env": "MY_API_KEY"'
+            )
+    for key, value in {"url": None, "model": None, **entry}.items():
+        if type(value) not in KINDS.get(key, ()):
+            raise EndpointError(f"found {_kind(value)} as {key}, {EXPECTED}")
+    seconds = entry.get("timeout", Limits.silence)
+    if not 0 < seconds < float("inf"):
+        raise EndpointError(f"timeout is {seconds}, expected seconds")
+    limits = Limits(silence=seconds, total=max(seconds, Limits.total))
+    return Endpoint(name, limits=limits, **{key: entry[key] for key in entry if key != "timeout"})
 
 
 def _all_fields(value: Any) -> Iterator[tuple[str, Any]]:
@@ -182,4 +152,4 @@ def _all_fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _kind(value: Any) -> str:
-    return JSON_KINDS.get(type(value), "a number")
+    return NAMES.get(type(value), "a number")
