@@ -186,15 +186,28 @@ def test_lost_terms_put_the_prompt_before_the_description(server) -> None:
     assert lines[-1] == "not in the description: Zyzzyva 42"
 
 
+SILENCE = "..."
+
+
 @pytest.fixture
 def chat(server):
-    """An endpoint of this name that answers each request with the next of `answers`; None breaks it off."""
+    """An endpoint of this name that answers each request with the next of `answers`.
+
+    None breaks it off; SILENCE begins an answer and waits until the other side goes.
+    """
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.server.asked.append(asked)
             content = self.server.answers.pop(0)
+            if content == SILENCE:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'data: {"choices": [{"delta": {"content": "A fox"}}]}\n\n')
+                if self.connection.recv(1) == b"":
+                    self.server.hung_up.set()
+                return
             body = json.dumps(
                 {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
             ).encode()
@@ -209,7 +222,7 @@ def chat(server):
 
     settings = server.base / "user" / "zimage_endpoints.json"
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as chat:
-        chat.asked, chat.answers = [], []
+        chat.asked, chat.answers, chat.hung_up = [], [], threading.Event()
         threading.Thread(target=chat.serve_forever, daemon=True).start()
         entry = {"url": f"http://127.0.0.1:{chat.server_port}/v1", "model": "m"}
         settings.write_text(json.dumps({"mine": entry}), encoding="utf-8")
@@ -255,3 +268,19 @@ def test_a_dead_endpoint_is_a_failure_like_any_other(server, chat) -> None:
         inputs = {"source": "mine", "seed": 52, "mode": mode}
         result = server.run(text_graph("a fox", on_failure="original prompt", **inputs))
         assert shown(result) == "a fox" and "the prompt is used as it is" in report(result)
+
+
+def test_cancel_while_an_endpoint_is_silent(server, chat) -> None:
+    """The connection ends within a second."""
+    ended = []
+
+    def cancel(event: dict) -> None:
+        if event["type"] == LIVE:
+            server.interrupt()
+            ended.append(chat.hung_up.wait(1.0))
+
+    chat.answers = [SILENCE, "A fox in the snow."]
+    result = server.run(text_graph("a fox", source="mine", seed=53), on_event=cancel)
+    assert result.interrupted and not result.errors
+    assert ended == [True]
+    assert shown(server.run(text_graph("a fox", source="mine", seed=54))) == "A fox in the snow."
