@@ -155,9 +155,7 @@ def test_a_run_embeds_the_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = random_inputs(BASE, SEED, size=(6, 10))[0]
     for value in turbo_sigmas()[:-1]:
         sigma = torch.tensor([float(value)])
-        outs = [
-            model(x, sigma, condition=condition, memo=memo, hooks=[control]) for condition in conditions
-        ]
+        outs = [model(x, sigma, condition=condition, memo=memo, hooks=[control]) for condition in conditions]
         seen = dict(calls)
         fresh = Control(network_, control.latent)
         assert torch.equal(outs[1], model(x, sigma, prompts[1], hooks=[fresh]))

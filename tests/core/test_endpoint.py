@@ -226,12 +226,12 @@ def test_busy_for_long(serve):
     assert "asks to wait 3600 s" in failure(server.endpoint())
     assert len(server.requests) == 1
     server = serve(says(429, b"quota", {"Retry-After": "Wed, 01 Jan 2020 00:00:00 GMT"}))
-    assert "(after 3 attempts)" in failure(server.endpoint())
+    assert "quota" in failure(server.endpoint()) and len(server.requests) == 3
 
 
 def test_broken_for_ever(serve):
     server = serve(says(500, b'{"detail": "out of memory"}'))
-    assert "HTTP 500: out of memory) (after 3 attempts)" in failure(server.endpoint())
+    assert "HTTP 500: out of memory)" in failure(server.endpoint())
     assert len(server.requests) == 3
     page = serve(says(502, b"<html>nginx</html>"))
     assert "HTTP 502: a web page" in failure(page.endpoint())

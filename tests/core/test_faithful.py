@@ -254,6 +254,8 @@ def test_a_servers_json_is_read_and_anything_else_is_no_choice() -> None:
         json.dumps(good),
         f"```json\n{json.dumps(good, indent=1)}\n```",
         f"<think>{{maybe}}</think>Here it is: {json.dumps(good)} Enjoy!",
+        f"[THINK]{{maybe}}[/THINK]{json.dumps(good)}",
+        f"<|channel|>analysis<|message|>{{}}<|end|><|channel|>final<|message|>{json.dumps(good)}",
         json.dumps(good | {"subject": "a dog", "view": good["view"]}),
     ):
         assert offered.description(offered.read_json(answer)) == whole

@@ -85,11 +85,9 @@ async def _ask(endpoint: Endpoint, body: dict, key: str | None, proxy: str | Non
         timeout=aiohttp.ClientTimeout(limits.total, limits.connect, limits.silence, limits.connect),
         read_bufsize=MAX_BYTES // 2,  # half of the longest line
     ) as session:
-        for attempt, pause in enumerate((*limits.pauses, None), 1):
-            # A redirect is not followed: the key is meant for this server.
-            async with session.post(
-                endpoint.chat_url, json=body, allow_redirects=False, proxy=proxy
-            ) as response:
+        asked = {"json": body, "proxy": proxy, "allow_redirects": False}  # the key is meant for this server
+        for pause in (*limits.pauses, None):
+            async with session.post(endpoint.chat_url, **asked) as response:
                 if response.status == 200:
                     with contextlib.suppress(aiohttp.ClientPayloadError):  # it broke off, maybe after the end
                         async for line in response.content:
@@ -98,13 +96,7 @@ async def _ask(endpoint: Endpoint, body: dict, key: str | None, proxy: str | Non
                                 break
                     return answer.result()
                 problem, wait = await _refusal(endpoint, response, key)
-            if wait is None:
-                break
-            if pause is None or wait > limits.retry_after:
-                told = (
-                    f"after {attempt} attempts" if pause is None else f"the server asks to wait {wait:.0f} s"
-                )
-                problem = f"{problem} ({told})"
+            if wait is None or pause is None or wait > limits.retry_after:
                 break
             await asyncio.sleep(max(pause, wait))
     raise UnusableAnswer(problem)
@@ -122,11 +114,12 @@ async def _refusal(
         received += chunk
         if len(received) > ERROR_BYTES:
             break
+    with contextlib.suppress(ValueError):  # a date, which chat servers do not send
+        wait = float(response.headers.get("Retry-After", 0))
     words = SPEC["status"].get(str(status)) or SPEC["status"]["5xx" if status >= 500 else "other"]
     key_name = f"the key in {endpoint.key_env}" if endpoint.key_env else "whether it needs one: set key_env"
     reason = server_words(read_json(received) or received, key) or "no reason given"
-    with contextlib.suppress(ValueError):  # a date, which chat servers do not send
-        wait = float(response.headers.get("Retry-After", 0))
+    reason += f"; it asks to wait {wait:.0f} s" if wait else ""
     message = f"{words.format(key=key_name, model=endpoint.model)} (HTTP {status}: {reason})"
     return message, wait if status == 429 or status >= 500 else None
 
@@ -145,18 +138,11 @@ def _proxy(endpoint: Endpoint) -> str | None:
     Not by aiohttp's trust_env=True, which also sends a login of ~/.netrc, in the place of the key
     (https://github.com/aio-libs/aiohttp/pull/7249).
     """
-    name = urlsplit(endpoint.url).hostname
-    proxy = urllib.request.getproxies().get("https")
-    if (
-        not proxy
-        or endpoint.is_local
-        or endpoint.url.startswith("http:")
-        or urllib.request.proxy_bypass(name)
-    ):
+    name, proxy = urlsplit(endpoint.url).hostname, urllib.request.getproxies().get("https")
+    local = endpoint.is_local or endpoint.url.startswith("http:")
+    if not proxy or local or urllib.request.proxy_bypass(name):
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     if not proxy.startswith(("http://", "https://")):
-        raise endpoint.error(
-            f"the proxy of this machine is no http proxy. Set HTTPS_PROXY, or NO_PROXY={name}"
-        )
+        raise endpoint.error(f"this machine's proxy is no http proxy. Set HTTPS_PROXY, or NO_PROXY={name}")
     return proxy

@@ -157,4 +157,5 @@ def quoted(words: str | bytes, secret: str | None) -> str:
     if text.lstrip().startswith("<"):
         return WEB_PAGE
     line = " ".join((text.replace(secret, "***") if secret else text).split())
+    line = "".join(filter(str.isprintable, line))
     return line[:QUOTED] + "..." * (len(line) > QUOTED)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .answer import without_thinking
 from .messages import Message
 
 
@@ -100,8 +101,8 @@ class Offer:
 
     def read_json(self, answer: str) -> dict:
         """Slot -> what a chat server chose; empty where there is no JSON object in its answer."""
-        text = answer.rpartition("</think>")[2]
         try:
+            text = without_thinking(answer)
             return json.loads(text[text.index("{") : text.rindex("}") + 1])
         except (ValueError, RecursionError):
             return {}
