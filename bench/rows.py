@@ -1,4 +1,4 @@
-"""A measured fact, and whether it holds."""
+"""A measured fact, and whether it holds; or a predicted one."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def row(
         sign, limit = bar.split()
         holds = bool(COMPARE[sign](value, float(limit)))
     return {"name": name, "value": value, "unit": unit, "bar": bar, "holds": holds, "against": against}
+
+
+def prediction(name: str, value: float, unit: str = "", against: str = "") -> dict[str, Any]:
+    """What was not measured; it has no bar, and is to be shown as what it is."""
+    return {**row(name, value, unit, None, against), "predicted": True}
