@@ -33,7 +33,8 @@ class HostPatches(BlockHook):
         references = 0 if prepared.references is None else prepared.references.shape[1]
         self.starts = {"noise_refiner": references, "layers": prepared.start}
         self.total, self.text = len(model.layers), prepared.text
-        self.shown = {"vec": time.embedding, "x": model.even(x)}
+        if any(self.patches.values()):
+            self.shown = {"vec": time.embedding, "x": model.even(x)}
         return self
 
     def enter(self, stack: str, hidden: Tensor, span: Span) -> tuple[Tensor, Span]:
