@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.enhancer import Request, add, enhance, terms
+from ..zimage_core.prompt.enhancer import Request, describe_faithfully, enhance, terms
 from ..zimage_core.prompt.faithful import FAITHFUL, offer
 from ..zimage_core.prompt.messages import AUTO, choose_template
 from .enhancer_settings import CHOICES, USE_PROMPT, widgets
@@ -63,7 +63,7 @@ def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str,
     fixed = terms(values["fixed_terms"])
     if FAITHFUL in (values["mode"], values["template"]):
         how = "faithful"
-        outcome = add(offer(prompt, values["seed"]), chooser(clip, values, node_id), fixed)
+        outcome = describe_faithfully(offer(prompt, values["seed"]), chooser(clip, values, node_id), fixed)
     else:
         write, vocab_size = writer(clip, values, node_id)
         template = choose_template(vocab_size) if values["template"] == AUTO else values["template"]

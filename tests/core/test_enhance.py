@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from zimage_core.prompt.enhancer import LARGEST_SEED, Draft, Request, WriterFailed, add, enhance, terms
+from zimage_core.prompt.enhancer import (
+    LARGEST_SEED,
+    Draft,
+    Request,
+    WriterFailed,
+    describe_faithfully,
+    enhance,
+    terms,
+)
 from zimage_core.prompt.faithful import offer
 from zimage_core.prompt.kept import missing
 from zimage_core.prompt.messages import LANGUAGES, PLAIN, TEMPLATES, as_chat, choose_template, compose
@@ -92,7 +100,7 @@ def test_a_writer_that_fails_is_not_asked_again() -> None:
     def fail(*_) -> None:
         raise WriterFailed("no connection")
 
-    for outcome in (enhance(Request("a fox", "standard"), fail), add(offer("a fox"), fail)):
+    for outcome in (enhance(Request("a fox", "standard"), fail), describe_faithfully(offer("a fox"), fail)):
         assert outcome.text is None and outcome.notes == ["no connection"]
 
 
@@ -103,7 +111,7 @@ def test_additions_are_asked_for_once_and_told() -> None:
         asked.append(offered)
         return {slot: "with fine detail" for slot in offered.slots}, "asked"
 
-    outcome = add(offer(" a fox\n"), choose, ("fox", "Reynard"))
+    outcome = describe_faithfully(offer(" a fox\n"), choose, ("fox", "Reynard"))
     assert outcome.text == "a fox, with fine detail", "only where the list of the slot has it"
     assert outcome.notes == [
         "asked", "added: with fine detail", "fixed terms that are not in the prompt: Reynard",
@@ -116,7 +124,7 @@ def test_nothing_is_asked_where_nothing_is_open() -> None:
         raise AssertionError
 
     full = "CT, centred, evenly exposed"
-    assert add(offer(full), choose).text == full
+    assert describe_faithfully(offer(full), choose).text == full
 
 
 def test_terms_are_split_at_commas_of_both_languages() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.core.random_models import seeds
-from zimage_core.prompt.faithful import LETTERS, language_of, letter_tokens, offer
+from zimage_core.prompt.faithful import LETTERS, letter_tokens, offer
+from zimage_core.prompt.language import language_of
 from zimage_core.prompt.messages import as_chat
 from zimage_core.prompt.template import load_tokenizer
 from zimage_core.prompt.writing import choose, steps

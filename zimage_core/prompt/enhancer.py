@@ -87,7 +87,7 @@ def enhance(request: Request, write: Write) -> Outcome:
     return outcome
 
 
-def add(offer: Offer, choose: Choose, fixed: Iterable[str] = ()) -> Outcome:
+def describe_faithfully(offer: Offer, choose: Choose, fixed: Iterable[str] = ()) -> Outcome:
     """The prompt as it is and, after it, the additions that were chosen: asked once, and never refused.
 
     fixed: terms that are named where the prompt does not have them.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .answer import without_thinking
+from .language import OTHER, language_of
 from .messages import Message
 
 
@@ -30,13 +31,7 @@ EXPOSURE = "exposure"  # only for prompts about imaging
 FOR_IMAGING = {"framing", EXPOSURE}
 FOR_OTHER_LANGUAGES = {"focus", "finish"}
 LETTERS = "ABCDEFGHIJKLMNOP"  # one for each phrase of a slot, and one for nothing
-OTHER = "other"
 
-_CHINESE = re.compile("[\u3400-\u9fff]")
-_KANA = re.compile("[\u3041-\u30ff]")
-_QUOTED = re.compile('"[^"]*"|\u201c[^\u201d]*\u201d|\u300c[^\u300d]*\u300d')
-_WORD = re.compile(r"[^\W\d_]+")
-_LANGUAGES = {language: set(words) for language, words in _SLOTS["languages"].items()}
 _ENDS = tuple(".,;:!?\u2026\u3002\uff0c\uff1b\uff1a\uff01\uff1f\u3001")  # nothing need be put after these
 
 
@@ -49,23 +44,6 @@ def _spoken(words: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
 
 _IMAGING = _spoken(_SLOTS["imaging"])
 _SPOKEN_OF = {slot: _spoken(words) for slot, words in _SLOTS["spoken_of"].items()}
-
-
-def language_of(prompt: str) -> str:
-    """en, zh or other, by script and by common small words; texts in quotation marks do not count.
-
-    Chinese: more Chinese characters than words in other letters, and no kana. Other: kana, no words, or more
-    words with letters beyond a to z, or small words of other languages, than small English words.
-    """
-    text = _QUOTED.sub(" ", prompt)
-    chinese = len(_CHINESE.findall(text))
-    words = [word.lower() for word in _WORD.findall(_CHINESE.sub(" ", text))]
-    if _KANA.search(text) or not (chinese or words):
-        return OTHER
-    if chinese > len(words):
-        return "zh"
-    other = sum(word in _LANGUAGES[OTHER] or not word.isascii() for word in words)
-    return OTHER if other > sum(word in _LANGUAGES["en"] for word in words) else "en"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
+
+from .language import OTHER, language_of
 
 _SPEC = json.loads(Path(__file__).with_name("templates.json").read_text(encoding="utf-8"))
 TEMPLATES: tuple[str, ...] = tuple(_SPEC["templates"])
@@ -13,13 +14,8 @@ AUTO = "auto"
 PLAIN = "plain"  # the prompt alone, for a model that was trained to answer it so
 SMALLEST_INSTRUCTED = 10_000  # words in the vocabulary of a model that can follow instructions
 NO_THOUGHT = "<think>\n\n</think>\n\n"  # Qwen3's own sign that an answer begins without thinking
-_CHINESE = re.compile("[\u3400-\u9fff]")
 
 Message = dict[str, str]  # {"role", "content"}
-
-
-def language_of(prompt: str) -> str:
-    return "zh" if _CHINESE.search(prompt) else "en"
 
 
 def choose_template(vocab_size: int | None) -> str:
@@ -38,6 +34,8 @@ def compose(prompt: str, template: str, language: str = AUTO, fixed: tuple[str, 
     if template == PLAIN:
         return asked
     written_in = language_of(prompt) if language == AUTO else language
+    if written_in == OTHER:
+        written_in = "en"
     words, lines = _SPEC["languages"][written_in], _SPEC["templates"][template][written_in]
     *rules, ending = lines
     if fixed:
