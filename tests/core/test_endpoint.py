@@ -169,6 +169,18 @@ def test_an_answer_is_not_asked_for_again(serve):
         assert len(server.requests) == 1
 
 
+def test_an_unusable_answer_is_told_from_none(serve):
+    for status, body, answered in (
+        (200, whole(""), True),
+        (200, whole("A fox", "length"), True),
+        (200, b"<html>", False),
+        (400, whole("A fox"), False),
+    ):
+        with pytest.raises(EndpointError) as caught:
+            ask(serve(says(status, body)).endpoint())
+        assert caught.value.answered == answered, body
+
+
 def test_a_connection_that_breaks(serve):
     """Fewer bytes than announced, before and after the first word: never asked a second time."""
     long = {**SSE, "Content-Length": "9999"}

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from zimage_core.prompt.answer import AnswerError
 from zimage_core.prompt.enhancer import (
     LARGEST_SEED,
     Draft,
@@ -117,6 +118,15 @@ def test_additions_are_asked_for_once_and_told() -> None:
         "asked", "added: with fine detail", "fixed terms that are not in the prompt: Reynard",
     ]  # fmt: skip
     assert len(asked) == 1
+
+
+def test_an_unusable_answer_adds_nothing() -> None:
+    def choose(offered) -> None:
+        raise AnswerError("the answer is empty")
+
+    outcome = describe_faithfully(offer("a fox"), choose)
+    assert outcome.text == "a fox"
+    assert outcome.notes == ["no choice: the answer is empty", "added: nothing"]
 
 
 def test_nothing_is_asked_where_nothing_is_open() -> None:

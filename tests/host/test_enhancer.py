@@ -247,11 +247,12 @@ def test_an_endpoint_chooses_in_one_call_and_only_what_is_listed(server, chat) -
     told = {"view": "seen by a dog", "focus": focus, "subject": "a dog", "light": None}
     for answer, expected in (
         (f"```json\n{json.dumps(told)}\n```", [focus]),
+        ("", []),
         ("I would rather draw a dog.", []),
     ):
         chat.asked.clear()
         chat.answers = [answer]
-        result = server.run(text_graph("a fox", source="mine", seed=53 + len(expected), mode="faithful"))
+        result = server.run(text_graph("a fox", source="mine", seed=53 + len(answer), mode="faithful"))
         assert additions(result, "a fox") == expected
         (asked,) = chat.asked
         offered = asked["messages"][1]["content"]

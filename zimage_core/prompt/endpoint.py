@@ -72,7 +72,9 @@ def complete(
     finally:
         request.cancel()
     if error := request.exception():  # it holds the request with the key, so that only its words go on
-        raise endpoint.error(_explained(error, endpoint))
+        failure = endpoint.error(_explained(error, endpoint))
+        failure.answered = answer.is_chat
+        raise failure
     return request.result()
 
 

@@ -38,7 +38,7 @@ class ChatAnswer:
         self._data: list[bytes] = []  # lines of an event
         self._other: Any = "nothing"  # what came without choices
         self._text = self._refusal = self._finish_reason = ""
-        self._is_chat = self._is_whole = self._thought = False
+        self.is_chat = self._is_whole = self._thought = False
 
     @property
     def text(self) -> str:
@@ -64,7 +64,7 @@ class ChatAnswer:
         self._event()
         text, cut = self.text.strip(), CUT.get(self._finish_reason)
         only_thought = self._thought and not text
-        if not self._is_chat:
+        if not self.is_chat:
             problem = f"the server sent no chat completion but {server_words(self._other, self.secret)!r}"
         elif cut:
             problem = cut["words"].format(max_tokens=self.max_tokens, reason=self._finish_reason)
@@ -102,7 +102,7 @@ class ChatAnswer:
         if not choice:
             self._other = found
             return
-        self._is_chat = True
+        self.is_chat = True
         part, message = (p if isinstance(p := choice.get(key), dict) else {} for key in ("delta", "message"))
         if added := _plain(part.get("content")):
             self._text += added

@@ -31,6 +31,8 @@ LOCAL_NAME = re.compile(r"[^.]+|.+\.(localhost|local|lan|internal|home\.arpa)")
 class EndpointError(RuntimeError):
     """A chat server or its settings cannot be used: the message names it, what happened and what to do."""
 
+    answered = False  # it sent a chat completion, only none whose text can be used
+
 
 @dataclass(frozen=True)
 class Limits:

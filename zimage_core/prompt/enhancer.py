@@ -44,7 +44,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-# Both may raise WriterFailed.
+# Both may raise WriterFailed, or AnswerError for an answer that cannot be used.
 Write = Callable[[list[Message], int], Draft]  # messages, seed
 Choose = Callable[[Offer], tuple[Mapping[str, object], str]]  # -> slot: what was chosen; and a note
 
@@ -98,6 +98,8 @@ def describe_faithfully(offer: Offer, choose: Choose, fixed: Iterable[str] = ())
             chosen, note = choose(offer)
         except WriterFailed as error:
             return Outcome(notes=[str(error)])
+        except AnswerError as error:
+            note = f"no choice: {error}"
         outcome.notes.append(note)
     outcome.text = offer.description(chosen)
     outcome.notes.append(f"added: {', '.join(offer.additions(chosen)) or 'nothing'}")

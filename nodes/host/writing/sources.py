@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_management as memory
 
+from ....zimage_core.prompt.answer import AnswerError
 from ....zimage_core.prompt.endpoint import EndpointError, complete
 from ....zimage_core.prompt.enhancer import Choose, Draft, Write, WriterFailed
 from ....zimage_core.prompt.faithful import Offer
@@ -34,7 +35,7 @@ def writer(clip: Any, values: dict, node_id: str | None) -> tuple[Write, int | N
 def chooser(clip: Any, values: dict, node_id: str | None) -> Choose:
     """What chooses in faithful mode, for the same widgets."""
     if values["source"] != TEXT_ENCODER:
-        write = _by_endpoint(values, node_id)
+        write = _by_endpoint(values, None)  # its JSON is not for the page
 
         def choose_by_endpoint(offer: Offer) -> tuple[Mapping[str, object], str]:
             draft = write(offer.ask_for_json(), values["seed"])
@@ -92,7 +93,7 @@ def _by_endpoint(values: dict, node_id: str | None) -> Write:
                 check_cancelled=memory.throw_exception_if_processing_interrupted,
             )
         except EndpointError as error:
-            raise WriterFailed(str(error)) from error
+            raise (AnswerError if error.answered else WriterFailed)(str(error)) from error
         return Draft(text, f"seed {seed}: {len(text)} characters written")
 
     return write
