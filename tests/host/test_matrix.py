@@ -132,6 +132,17 @@ def areas(g: Graph, model: Link) -> Link:
     return g.ksampler(model, positive=three, latent_image=g.empty(1, 128, 64))
 
 
+def conditioning(class_type: str, to: str, of: str, encoder: str = "CLIPTextEncode", **more):
+    """A row: what a node of the host makes of two prompts, guided by a third."""
+
+    def row(g: Graph, model: Link) -> Link:
+        prompts = (g.add(encoder, clip=g.clip, text=text) for text in (to, of))
+        given = dict(zip(("conditioning_to", "conditioning_from"), prompts, strict=True))
+        return guided(g, model, "a green pear", positive=g.add(class_type, **given, **more))
+
+    return row
+
+
 def timestep_ranges(g: Graph, model: Link) -> Link:
     early = g.add("ConditioningSetTimestepRange", conditioning=g.prompt(SHORT), start=0.0, end=0.4)
     late = g.add("ConditioningSetTimestepRange", conditioning=g.prompt(LONG), start=0.4, end=1.0)
@@ -209,6 +220,15 @@ ROWS: dict[str, Callable[[Graph, Link], Link]] = {
     "ScaleROPE": scaled_rope,
     "DifferentialDiffusion": differential,
     "conditioning areas and masks": areas,
+    "ConditioningConcat, short and long": conditioning("ConditioningConcat", SHORT, LONG),
+    "ConditioningConcat, long and short": conditioning("ConditioningConcat", LONG, SHORT),
+    "ConditioningConcat, our encoder": conditioning("ConditioningConcat", LONG, SHORT, "ZImageTextEncode"),
+    "ConditioningAverage, of a longer one": conditioning(
+        "ConditioningAverage", SHORT, LONG, conditioning_to_strength=0.4
+    ),
+    "ConditioningAverage, of a shorter one": conditioning(
+        "ConditioningAverage", LONG, SHORT, conditioning_to_strength=0.4
+    ),
     "timestep ranges": timestep_ranges,
     "hooks": hooks,
     "ZImageFunControlnet": control,
