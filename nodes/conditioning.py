@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
 from .host.page.progress import show_text
-from .host.page.schema import known, schema
+from .host.page.schema import advanced, schema
 from .host.writing import encodings
 
 SHOWN = 60  # characters of a prompt's words that a note repeats
@@ -43,34 +43,31 @@ class ZImageTextEncode(io.ComfyNode):
                     tooltip="Several prompts, a picture of each in one run: one prompt per line, or blocks "
                     "of lines divided by lines of ---. Connect batch_size to the latent.",
                 ),
-                known(
-                    io.Int.Input,
+                advanced(
+                    io.Int,
                     "max_tokens",
                     default=0,
                     min=0,
                     max=32768,
                     optional=True,
-                    advanced=True,
                     tooltip="Cut the prompt after this many tokens, its template's included. 0 cuts nothing; "
                     "512 makes the pictures that the reference pipeline makes of long prompts.",
                 ),
-                known(
-                    io.String.Input,
+                advanced(
+                    io.String,
                     "system_prompt",
                     default="",
                     multiline=True,
                     optional=True,
-                    advanced=True,
                     tooltip="A system turn before the prompt, such as a style for every picture. Z-Image was "
                     "trained without one: leave it empty for the official result.",
                 ),
-                known(
-                    io.String.Input,
+                advanced(
+                    io.String,
                     "template",
                     default="",
                     multiline=True,
                     optional=True,
-                    advanced=True,
                     tooltip="The text around the prompt, with the word prompt in curly brackets in its "
                     "place. Empty: Z-Image's own chat template.",
                 ),
@@ -97,16 +94,11 @@ class ZImageTextEncode(io.ComfyNode):
         system_prompt: str = "",
         template: str = "",
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError(
-                "clip is empty: the checkpoint that it comes from has no text encoder. Use the Z-Image "
-                "loader."
-            )
         prompts = several_prompts(text) if batch else [text]
         tokens = [encodings.tokens_of(clip, prompt, system_prompt, template) for prompt in prompts]
         notes = [
             encodings.length_note(tokens, max_tokens),
-            *_habits(clip, "\n".join((text, system_prompt, template))),
+            *_syntax_warnings(clip, "\n".join((text, system_prompt, template))),
         ]
         if max_tokens:
             tokens = [encodings.cut(t, max_tokens) for t in tokens]
@@ -116,8 +108,8 @@ class ZImageTextEncode(io.ComfyNode):
         return io.NodeOutput(conditioning, len(prompts), ui=ui.PreviewText("\n".join(notes)))
 
 
-def _habits(clip: object, text: str) -> list[str]:
-    """A sentence for each thing that does not do what it does elsewhere."""
+def _syntax_warnings(clip: object, text: str) -> list[str]:
+    """A sentence for each piece of other programs' prompt syntax that Z-Image does not know."""
     said = [f"{word:.{SHOWN}} has no effect on Z-Image: it is read as text" for word in weighted_words(text)]
     names = embedding_names(text)
     if names:

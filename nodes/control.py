@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.page.schema import known, schema
+from .host.page.schema import advanced, schema
 from .host.running.control import ControlPatch, controlled
 from .parts import CONTROL
 
@@ -13,14 +13,13 @@ class ZImageControl(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def percent(name: str, default: float, tooltip: str) -> io.Float.Input:
-            return known(
-                io.Float.Input,
+            return advanced(
+                io.Float,
                 name,
                 default=default,
                 min=0.0,
                 max=1.0,
                 step=0.01,
-                advanced=True,
                 tooltip=tooltip,
             )
 

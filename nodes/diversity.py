@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..zimage_core.sampling.diversity import UNTIL
-from .host.page.schema import known, schema
+from .host.page.schema import advanced, schema
 from .host.running.diversity import diversified
 
 
@@ -30,15 +30,14 @@ class ZImageDiversity(io.ComfyNode):
                     tooltip="How much noise the prompt gets, in shares of its own spread. 0 changes nothing; "
                     "more gives other pictures and follows the prompt less.",
                 ),
-                known(
-                    io.Float.Input,
+                advanced(
+                    io.Float,
                     "until",
                     default=UNTIL,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    advanced=True,
                     tooltip="The share of the steps that read the noisy prompt, from the first on: 0.2 is "
                     "two of eight. Early steps lay the picture out; the rest follow the prompt as it is.",
                 ),

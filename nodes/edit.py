@@ -77,7 +77,16 @@ class ZImageEdit(io.ComfyNode):
         if mask is not None and soft is None:
             report += "\nThe mask is empty: nothing is painted on it."
         show_text(cls.hidden.unique_id, report)
-        run = Sampling(seed, steps, shift, guidance_scale, source_guidance_scale, negative, n_min, n_avg)
+        run = Sampling(
+            seed=seed,
+            steps=steps,
+            shift=shift,
+            guidance_scale=guidance_scale,
+            source_guidance_scale=source_guidance_scale,
+            negative=negative,
+            n_min=n_min,
+            n_avg=n_avg,
+        )
         references = [more[name] for name in ("image_2", "image_3") if name in more]
         parts = Parts(model, clip, vae, references, vision)
         latent, edited = edit(parts, image, soft, chosen, run)

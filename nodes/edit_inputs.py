@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.config import SHIFT, TURBO_STEPS
 from ..zimage_core.sampling.edit_plan import AUTO, STRENGTHS
-from .host.page.schema import known
-
-
-def advanced(make: type, name: str, tooltip: str, **settings: object) -> io.Input:
-    return known(make, name, optional=True, advanced=True, tooltip=tooltip, **settings)
+from .host.page.schema import advanced
+from .sampling_inputs import guidance_range, seed, shift, steps
 
 
 def required() -> list:
@@ -42,22 +38,11 @@ def required() -> list:
             tooltip="How far to go back towards noise: higher changes more, 1 keeps nothing of what is "
             "repainted. 0 is what suits the route: inpaint and omni 1, flowedit 0.75, img2img 0.6.",
         ),
-        io.Int.Input(
-            "steps",
-            default=TURBO_STEPS,
-            min=1,
-            max=1000,
-            tooltip="Steps from that strength to the finished picture: 8 for Turbo, 28 to 50 for Base. "
-            "flowedit calls the model for two pictures in each.",
+        steps(
+            "Steps from that strength to the finished picture: 8 for Turbo, 28 to 50 for Base. "
+            "flowedit calls the model for two pictures in each."
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="The noise: the same seed and settings give the same picture.",
-        ),
+        seed("The noise: the same seed and settings give the same picture."),
     ]
 
 
@@ -87,64 +72,60 @@ def optional() -> list:
             optional=True,
             tooltip="What the result should not show, with guidance; the empty text when nothing is given.",
         ),
-        advanced(
-            io.Float.Input,
-            "shift",
+        shift(
             "Moves steps towards noise (higher: layout) or detail (lower). 3 is the official value.",
-            default=SHIFT,
-            min=0.01,
-            max=100.0,
-            step=0.01,
+            optional=True,
         ),
         advanced(
-            io.Float.Input,
+            io.Float,
             "guidance_scale",
-            "Guidance for Z-Image Base: 3 to 5. 0 is off, for Turbo. It is KSampler's cfg minus 1.",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
+            **guidance_range(0.0),
+            tooltip="Guidance for Z-Image Base: 3 to 5. 0 is off, for Turbo. It is KSampler's cfg minus 1.",
+            optional=True,
         ),
         advanced(
-            io.Float.Input,
+            io.Float,
             "source_guidance_scale",
-            "flowedit with guidance: the guidance of the source prompt, much weaker than the target's.",
-            default=0.5,
-            min=0.0,
-            max=30.0,
-            step=0.1,
+            **guidance_range(0.5),
+            tooltip="flowedit with guidance: the guidance of the source prompt, much weaker than the "
+            "target's.",
+            optional=True,
         ),
         advanced(
-            io.Int.Input,
+            io.Int,
             "n_min",
-            "flowedit: how many of the last steps are plain sampling of the target, which frees its form. 0 "
-            "keeps most of the picture.",
+            tooltip="flowedit: how many of the last steps are plain sampling of the target, which frees its "
+            "form. 0 keeps most of the picture.",
             default=0,
             min=0,
             max=1000,
+            optional=True,
         ),
         advanced(
-            io.Int.Input,
+            io.Int,
             "n_avg",
-            "flowedit: noises per step. More are steadier, and as many times slower.",
+            tooltip="flowedit: noises per step. More are steadier, and as many times slower.",
             default=1,
             min=1,
             max=16,
+            optional=True,
         ),
         advanced(
-            io.Int.Input,
+            io.Int,
             "grow",
-            "Pixels that the mask grows to all sides; below 0 it shrinks.",
+            tooltip="Pixels that the mask grows to all sides; below 0 it shrinks.",
             default=4,
             min=-512,
             max=512,
+            optional=True,
         ),
         advanced(
-            io.Int.Input,
+            io.Int,
             "feather",
-            "Pixels over which the edge of the mask fades outwards, so that the edit has no seam.",
+            tooltip="Pixels over which the edge of the mask fades outwards, so that the edit has no seam.",
             default=16,
             min=0,
             max=512,
+            optional=True,
         ),
     ]

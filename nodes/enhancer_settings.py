@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..zimage_core.prompt.enhancer import LARGEST_SEED
 from ..zimage_core.prompt.faithful import FAITHFUL
 from ..zimage_core.prompt.messages import AUTO, LANGUAGES, PLAIN
-from .host.page.schema import known
+from .host.page.schema import advanced
 from .host.writing.sources import TEXT_ENCODER, sources
 
 USE_PROMPT = "original prompt"
@@ -41,7 +41,7 @@ def combo(name: str) -> io.Combo.Input:
 
 def number(kind: type, name: str, default: float, least: float, most: float, tooltip: str) -> object:
     settings = {"default": default, "min": least, "max": most, "step": 1 if kind is io.Int else 0.01}
-    return known(kind.Input, name, **settings, optional=True, advanced=True, tooltip=tooltip)
+    return advanced(kind, name, **settings, optional=True, tooltip=tooltip)
 
 
 def widgets() -> list:

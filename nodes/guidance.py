@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..zimage_core.sampling.guidance import Guidance
-from .host.page.schema import known, schema
+from .host.page.schema import advanced, schema
 from .host.running.guider import reference_guider
+from .sampling_inputs import guidance_range
 
 
 class ZImageGuider(io.ComfyNode):
@@ -27,32 +28,27 @@ class ZImageGuider(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "guidance_scale",
-                    default=4.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
+                    **guidance_range(4.0),
                     tooltip="How far to move from the negative prompt, as the official pipeline counts: 3 to "
                     "5 for Base. It is KSampler's cfg minus 1. 0 is off, and twice as fast.",
                 ),
-                known(
-                    io.Float.Input,
+                advanced(
+                    io.Float,
                     "normalisation",
                     default=0.0,
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    advanced=True,
                     tooltip="Keeps colours from burning out: the guided prediction may be at most this many "
                     "times as strong as the unguided one. 1 for realistic pictures, 0 (off) for stylised.",
                 ),
-                known(
-                    io.Float.Input,
+                advanced(
+                    io.Float,
                     "truncation",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    advanced=True,
                     tooltip="Guidance stops when this share of the way from noise to picture is done; the "
                     "rest runs twice as fast. 1 guides to the end.",
                 ),

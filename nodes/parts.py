@@ -12,18 +12,17 @@ from .host.loading.files import choices
 from .host.loading.model import DTYPES, load_patcher
 from .host.loading.vae import load_vae
 from .host.loading.vision import load_vision
-from .host.page.schema import known
+from .host.page.schema import advanced
 
 CONTROL = io.Custom("ZIMAGE_CONTROL")
 
 
 def weight_dtype_input() -> io.Combo.Input:
-    return known(
-        io.Combo.Input,
+    return advanced(
+        io.Combo,
         "weight_dtype",
         options=list(DTYPES),
         default="auto",
-        advanced=True,
         tooltip="How the transformer's weights are kept in memory. auto keeps the file's type where the card "
         "can use it; fp8_e4m3fn halves the memory and loses detail; fp32 is for tests.",
     )

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.config import SHIFT, TURBO_STEPS
 from ..zimage_core.sampling.schedule import flow_sigmas
-from .host.page.schema import known, schema
+from .host.page.schema import schema
 from .host.running.sampling import sample_euler
+from .sampling_inputs import seed, shift, steps
 
 
 def grid_inputs() -> list:
     """steps, shift and denoise, the same in both nodes."""
     return [
-        io.Int.Input(
-            "steps",
-            default=TURBO_STEPS,
-            min=1,
-            max=1000,
-            tooltip="Model calls. Turbo was distilled for 8; 4 to 6 give drafts, more than 9 gain little. "
-            "Base needs 28 to 50.",
+        steps(
+            "Model calls. Turbo was distilled for 8; 4 to 6 give drafts, more than 9 gain little. "
+            "Base needs 28 to 50."
         ),
-        known(
-            io.Float.Input,
-            "shift",
-            default=SHIFT,
-            min=0.01,
-            max=100.0,
-            step=0.01,
-            advanced=True,
-            tooltip="Moves steps towards noise (higher: layout) or detail (lower). 3 is the official value "
-            "for every size.",
+        shift(
+            "Moves steps towards noise (higher: layout) or detail (lower). 3 is the official value "
+            "for every size."
         ),
         io.Float.Input(
             "denoise",
@@ -64,14 +53,7 @@ class ZImageTurboSampler(io.ComfyNode):
                     "latent_image",
                     tooltip="An empty latent, or an encoded picture with denoise below 1.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The starting noise: the same seed and settings give the same picture.",
-                ),
+                seed("The starting noise: the same seed and settings give the same picture."),
                 *grid_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The finished latent, for VAE Decode.")],

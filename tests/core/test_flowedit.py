@@ -52,7 +52,7 @@ def test_between_two_gaussians_part_of_the_way_has_a_closed_form() -> None:
     """The change solves a linear equation whose homogeneous solution is h, the spread of a noisy value."""
     deviation, x, grid = 0.8, clean(3), flow_sigmas(4000).double()
     velocities = both(gaussian(0.3, deviation), gaussian(-1.2, deviation))
-    edited = flow_edit(x, grid, velocities, noises(4), n_max=2400)
+    edited = flow_edit(x, grid[-2401:], velocities, noises(4))
     start = float(grid[-2401])
     h = ((1 - start) ** 2 * deviation**2 + start**2) ** 0.5
     expected = -1.5 * (1 - (1 - start) * deviation / h)
@@ -103,7 +103,7 @@ def test_is_the_papers_algorithm(network, n_max: int, n_min: int, n_avg: int) ->
     source, target = captions(5)
     sigmas, x = flow_sigmas(6).double(), clean(6)
     velocities = both(lambda z, s: network(z, s, source), lambda z, s: network(z, s, target))
-    edited = flow_edit(x, sigmas, velocities, noises(7), n_max, n_min, n_avg)
+    edited = flow_edit(x, sigmas[-n_max - 1 :], velocities, noises(7), n_min, n_avg)
     rising = sigmas.flip(0).tolist()
     expected = pseudo_code(x, rising, network, source, target, noises(7), n_max, n_min, n_avg)
     assert (edited - x).norm() > 0.05 * x.norm(), "it changes nothing: the comparison proves nothing"
@@ -116,7 +116,7 @@ def test_plain_sampling_alone_is_image_to_image(network) -> None:
     velocities = both(
         lambda z, s: pytest.fail("the source is not asked for"), lambda z, s: network(z, s, target)
     )
-    edited = flow_edit(x, sigmas, velocities, noises(10), n_max=3, n_min=3)
+    edited = flow_edit(x, sigmas[-4:], velocities, noises(10), n_min=3)
     grid = sigmas[-4:].tolist()
     z = (1 - grid[0]) * x + grid[0] * draw()
     for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
@@ -134,7 +134,7 @@ def test_equal_prompts_give_back_the_latent_to_the_bit(network, n_avg: int) -> N
 def test_no_steps_are_no_change() -> None:
     x = clean(14)
     velocities = both(lambda z, s: pytest.fail("nothing is to do"), lambda z, s: None)
-    assert torch.equal(flow_edit(x, flow_sigmas(4), velocities, noises(15), n_max=0), x)
+    assert torch.equal(flow_edit(x, flow_sigmas(4)[-1:], velocities, noises(15)), x)
 
 
 @pytest.mark.parametrize("n_min", [0, 2])
@@ -160,9 +160,7 @@ def test_steps_are_told_with_the_picture_so_far() -> None:
     assert torch.equal(seen[-1][1], edited)
 
 
-@pytest.mark.parametrize(
-    ("counts", "named"), [({"n_max": 5}, "n_max is 5"), ({"n_min": -1}, "n_min"), ({"n_avg": 0}, "n_avg")]
-)
+@pytest.mark.parametrize(("counts", "named"), [({"n_min": -1}, "n_min"), ({"n_avg": 0}, "n_avg")])
 def test_counts_out_of_range_are_named(counts: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         flow_edit(clean(20), flow_sigmas(4), both(gaussian(0, 1), gaussian(1, 1)), noises(21), **counts)

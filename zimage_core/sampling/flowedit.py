@@ -1,5 +1,6 @@
-"""FlowEdit (arXiv 2412.08629, algorithm 1): a clean latent moves from one prompt to another along the
-difference of two velocities, without being inverted to noise first.
+"""FlowEdit (arXiv 2412.08629, algorithm 1): a clean latent moves from one prompt to another.
+
+It follows the difference of two velocities, and is never inverted to noise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ def flow_edit(
     sigmas: Tensor,
     velocities: Velocities,
     draw: Callable[[], Tensor],
-    n_max: int | None = None,
     n_min: int = 0,
     n_avg: int = 1,
     mask: Tensor | None = None,
@@ -26,23 +26,22 @@ def flow_edit(
 ) -> Tensor:
     """The edited latent [B, C, H, W], clean like x.
 
-    sigmas: [T + 1], falling to 0. n_max: how many of the T steps are taken, from the end; None is all of
-    them. n_min: how many of these are plain sampling of the target, which may change the layout; n_avg:
-    noises per step over which the direction is averaged. velocities(source, target, sigma) gives the
-    velocities at two noisy latents under the two prompts; source is None where only the target's is needed.
-    draw() gives new noise of x's shape. mask: 1 edits, 0 keeps exactly, anything that broadcasts to x.
-    on_step(step, latent) gets the picture so far. Raises ValueError for counts out of range.
+    sigmas: [T + 1], falling to 0; where they begin is how far the latent goes back towards noise.
+    velocities(source, target, sigma): the velocities at two noisy latents under the two prompts; source is
+    None where only the target's is needed.
+    draw(): new noise of x's shape.
+    n_min: how many of the last steps are plain sampling of the target, which may change the layout.
+    n_avg: noises per step over which the direction is averaged.
+    mask: 1 edits, 0 keeps exactly; anything that broadcasts to x.
+    on_step(step, latent): gets the picture so far.
+    Raises ValueError for counts out of range.
 
     What moves is kept as the change so far, not as the picture: equal prompts give back x to the bit.
     """
-    total = len(sigmas) - 1
-    steps = total if n_max is None else n_max
-    if not 0 <= steps <= max(total, 0):
-        raise ValueError(f"n_max is {steps}, the grid has {total} steps")
+    steps = max(len(sigmas) - 1, 0)
     if n_min < 0 or n_avg < 1:
         raise ValueError(f"n_min must be at least 0 and n_avg at least 1, got {n_min} and {n_avg}")
-    change, noise = torch.zeros_like(x), None
-    grid = sigmas[total - steps :].tolist() if steps else []
+    change, noise, grid = torch.zeros_like(x), None, sigmas.tolist()
     for step in range(steps):
         sigma, sigma_next = grid[step], grid[step + 1]
         direct = steps - step <= n_min

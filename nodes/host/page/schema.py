@@ -8,11 +8,16 @@ from typing import Any
 from comfy_api.latest import io
 
 
-def known(make: Any, *args: Any, **kwargs: Any) -> Any:
+def supported(make: Any, *args: Any, **kwargs: Any) -> Any:
     """make(*args, **kwargs) without the keywords that this host's `make` has no parameter for."""
     accepted = inspect.signature(make).parameters
     return make(*args, **{k: v for k, v in kwargs.items() if k in accepted})
 
 
 def schema(**kwargs: Any) -> io.Schema:
-    return known(io.Schema, **kwargs)
+    return supported(io.Schema, **kwargs)
+
+
+def advanced(kind: Any, name: str, **settings: Any) -> io.Input:
+    """An input that newer pages fold away; kind: io.Float and its like."""
+    return supported(kind.Input, name, advanced=True, **settings)

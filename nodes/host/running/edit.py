@@ -38,9 +38,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a run needs beside the plan. Guidance as the reference counts: 0 is off, the host's cfg is 1
-    more.
-    """
+    """What a run needs beside the plan. guidance_scale: 0 is off; ComfyUI's cfg = guidance_scale + 1."""
 
     seed: int
     steps: int
@@ -126,13 +124,7 @@ def _plain(parts: Parts, image: Tensor, masked: bool, plan: Plan, run: Sampling)
 
 
 def encoded(clip: Any, text: str) -> list:
-    """The CONDITIONING of a text; kept, so that another seed or mask does not bring the text encoder back
-    onto the card.
-    """
-    if clip is None:
-        raise ValueError(
-            "clip is empty: the checkpoint that it comes from has no text encoder. Use the Z-Image loader."
-        )
+    """The CONDITIONING of a text; kept, so that another seed or mask does not load the text encoder again."""
     return encode(clip, tokens_of(clip, text))
 
 

@@ -45,17 +45,24 @@ _encodings: weakref.WeakKeyDictionary[torch.nn.Module, Encodings] = weakref.Weak
 
 
 def tokens_of(clip: Any, text: str, system_prompt: str = "", template: str = "") -> dict:
-    """The host's tokens of a templated prompt. Raises ValueError when the template has no place for it."""
+    """The host's tokens of a templated prompt.
+
+    Raises ValueError without a CLIP, and when the template has no place for the prompt.
+    """
+    if clip is None:
+        raise ValueError(
+            "clip is empty: the checkpoint that it comes from has no text encoder. Use the Z-Image loader."
+        )
     if EMBEDDING.search(text) and not text[-1:].isspace():
         text += " "  # 0.3.75 takes what the template puts after the text for a part of the embedding's name
     if not system_prompt and not template:
-        return _fitting(clip, clip.tokenize(text))
+        return _without_foreign_embeddings(clip, clip.tokenize(text))
     text = apply_template(text, system_prompt, template or TEMPLATE)
-    return _fitting(clip, clip.tokenize(text, llama_template=AS_IT_IS))
+    return _without_foreign_embeddings(clip, clip.tokenize(text, llama_template=AS_IT_IS))
 
 
-def _fitting(clip: Any, tokens: dict) -> dict:
-    """Without the vectors of other models' embeddings: the host pads in their place, and some models fail."""
+def _without_foreign_embeddings(clip: Any, tokens: dict) -> dict:
+    """Embeddings as wide as this encoder's only: ComfyUI would pad in their place, and some models fail."""
     wide = getattr(_tokenizer(clip), "embedding_size", None)
     return {
         name: [
