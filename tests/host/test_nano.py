@@ -13,7 +13,9 @@ from tests.host.pictures import difference, picture
 
 HERE = Path(__file__).resolve().parent
 CASES = json.loads((HERE / "nano_prompts.json").read_text(encoding="utf-8"))
-PALETTE = json.loads((HERE.parents[1] / "zimage_core" / "train" / "colours.json").read_text(encoding="utf-8"))
+PALETTE = json.loads(
+    (HERE.parents[1] / "zimage_core" / "train" / "nano" / "colours.json").read_text(encoding="utf-8")
+)
 BACKGROUNDS = {colour["id"]: colour["rgb"] for colour in PALETTE["colours"]}
 FRAME = 4  # pixels along the border in which only background is drawn
 NEAR = 32  # grey levels

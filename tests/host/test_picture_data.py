@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from tests.host.server import PACK_ROOT
 
-put_widgets = runpy.run_path(str(PACK_ROOT / "nodes" / "host" / "picture_data.py"))["put_widgets"]
+put_widgets = runpy.run_path(str(PACK_ROOT / "nodes" / "host" / "page" / "saved_workflow.py"))["put_widgets"]
 WIDGETS = ["prompt", "text", "locked", "seed"]
 VALUES = {"text": "new", "locked": True}
 NODE = {"id": 4, "type": "Enhancer", "widgets_values": ["a", "", False, 1]}
