@@ -34,8 +34,9 @@ class ZImageLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, transformer: str, text_encoder: str, vae: str, weight_dtype: str) -> io.NodeOutput:
-        """Checks the three files by their headers. A part that is still held is handed on; the others are
-        left to nodes of their own, whose results the host keeps by their own inputs.
+        """Checks the three files by their headers, and hands on parts that are still held.
+
+        The others are left to nodes of their own, whose results the host keeps by their own inputs.
         """
         names = dict(zip(WIDGETS, (transformer, text_encoder, vae), strict=True))
         paths = {widget: resolve(PARTS[widget].kind, name) for widget, name in names.items()}

@@ -1,6 +1,4 @@
-"""Every number of the model family: dimensions, latent statistics and the defaults of the official
-pipelines.
-"""
+"""Every number of the model family: dimensions, latent statistics, defaults of the official pipelines."""
 
 from __future__ import annotations
 
@@ -9,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class S3DiTConfig:
-    """Dimensions of the single-stream diffusion transformer. The defaults are Z-Image Turbo and Base (6.15 B
-    parameters).
+    """Dimensions of the single-stream diffusion transformer.
 
+    The defaults are Z-Image Turbo and Base, 6.15 B parameters.
     Raises ValueError when the sizes contradict each other, naming both numbers.
     """
 
@@ -155,9 +153,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """The small model that ships in `models/nano`: same classes, same file formats, trained by
-    `zimage_core/train/nano`.
-    """
+    """The small model that ships in `models/nano`, of the same classes and in the same file formats."""
 
     transformer: S3DiTConfig = field(
         default_factory=lambda: S3DiTConfig(

@@ -36,8 +36,9 @@ Progress = Callable[[int, int, Tensor], None]
 
 @dataclass
 class PipelineOutput:
-    """images: PIL images, or a tensor [B, 3, H, W] in [0, 1] ("pt"), or scaled latents [B, 16, h, w]
-    ("latent").
+    """What a call gives.
+
+    images: PIL images, or a tensor [B, 3, H, W] in [0, 1] ("pt"), or scaled latents [B, 16, h, w] ("latent").
     """
 
     images: Any
@@ -66,9 +67,7 @@ class ZImagePipeline:
     def from_pretrained(
         cls, path: str | os.PathLike, torch_dtype: torch.dtype | None = None
     ) -> ZImagePipeline:
-        """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/ and, of omni weights,
-        siglip/.
-        """
+        """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/, of omni siglip/."""
         folder = Path(path)
         missing = [
             p for p in ("transformer", "text_encoder", "vae", "tokenizer") if not (folder / p).is_dir()

@@ -20,7 +20,9 @@ class ReferenceImage(NamedTuple):
 
 
 def prepare_reference(image: Tensor, limit: int = REFERENCE_AREA, area: int | None = None) -> ReferenceImage:
-    """image: [1, H, W, 3 or more] in [0, 1]. One of more than `limit` pixels gets `area` pixels, the limit by
+    """A picture in the sizes that the autoencoder and the vision encoder take.
+
+    image: [1, H, W, 3 or more] in [0, 1]. One of more than `limit` pixels gets `area` pixels, the limit by
     default, in its own proportions. Raises ValueError when a side is then shorter than a patch.
     """
     image = image[..., :3].float().cpu()

@@ -85,8 +85,9 @@ class Regions:
 
 
 def patch_weights(regions: Sequence[Region], size: Sequence[int], patch: int, device: torch.device) -> Tensor:
-    """What each caption counts at each patch of a latent of this size: [1 or B, N, captions], the prompt
-    first. A patch has the mean weight of its cells.
+    """What each caption counts at each patch: [1 or B, N, captions], the prompt first.
+
+    size: height and width of the latent. A patch has the mean weight of its cells.
     """
     height, width = size
     each = []
@@ -99,9 +100,10 @@ def patch_weights(regions: Sequence[Region], size: Sequence[int], patch: int, de
 
 
 def attention_bias(weights: Tensor, real: Tensor, spans: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """weights: [K, N, captions]; real: bool [K, T], tokens that are no padding up to another sample's length;
-    spans: tokens of each caption, T together. Returns [K, 1, T + N, T + N] in dtype, its smallest number for
-    what is not seen.
+    """What is added to the scores of attention: [K, 1, T + N, T + N] in dtype.
+
+    weights: [K, N, captions]. real: bool [K, T], tokens that are no padding up to another sample's length.
+    spans: tokens of each caption, T together. What is not seen gets the smallest number of dtype.
     """
     owner = torch.arange(len(spans), device=real.device).repeat_interleave(
         torch.tensor(spans, device=real.device)

@@ -130,8 +130,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B,z_channels,h,w] -> pixels [B,3,8h,8w]. `up.0` is the full-size stage, so stages run from the
-    last to the first.
+    """Latents [B,z_channels,h,w] -> pixels [B,3,8h,8w].
+
+    `up.0` is the full-size stage, so stages run from the last to the first.
     """
 
     def __init__(self, config: AutoencoderConfig, **where):
@@ -177,8 +178,9 @@ class Posterior:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one latent; the noise is made where the generator lives, so a CPU seed gives the same latent
-        on any device.
+        """Draw one latent.
+
+        The noise is made where the generator lives, so a CPU seed gives the same latent on any device.
         """
         device = generator.device if generator is not None else self.mean.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)

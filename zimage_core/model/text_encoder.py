@@ -72,8 +72,9 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, extend: Extend | None = None
     ) -> Tensor:
-        """x: [B, L, D]; mask: None for plain causal, else bool [B, 1, L, L]; extend: of a cache, for this
-        layer.
+        """x: [B, L, D] -> [B, L, D].
+
+        mask: None for plain causal, else bool [B, 1, L, L]. extend: of a cache, for this layer.
         """
         heads = (-1, self.head_dim)
         q = rotate_half(self.q_norm(self.q_proj(x).unflatten(-1, heads)).transpose(1, 2), cos, sin)
@@ -151,8 +152,9 @@ class Qwen3TextEncoder(nn.Module):
         self.model = Qwen3Model(config, layers, language_model, operations, device=device, dtype=dtype)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """input_ids: int [B, L], right-padded; attention_mask: bool or int [B, L]. Returns [B, L,
-        hidden_size].
+        """Features of the second last layer, [B, L, hidden_size].
+
+        input_ids: int [B, L], right-padded; attention_mask: bool or int [B, L].
         """
         return self._run(input_ids, attention_mask, self.config.num_hidden_layers - 1)
 
@@ -165,8 +167,9 @@ class Qwen3TextEncoder(nn.Module):
         return self.head(self.model.norm(self._run(input_ids, attention_mask, self.config.num_hidden_layers)))
 
     def next_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
-        """Scores [B, vocab_size] of the token after input_ids [B, L], which are added to the cache: all of
-        the prompt at first, one token at a time from then on.
+        """Scores [B, vocab_size] of the token after input_ids [B, L], which are added to the cache.
+
+        The first call brings all of the prompt, the others what comes next.
         """
         length = input_ids.shape[1]
         if cache.length and length > 1:

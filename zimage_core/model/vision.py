@@ -63,8 +63,9 @@ class VisionEncoder(nn.Module):
 
 
 def patch_grid(height: int, width: int, most: int) -> tuple[int, int]:
-    """Rows and columns of the finest grid of square cells over a picture that has at most `most` cells, where
-    a cell that is begun counts.
+    """Rows and columns of the finest grid of square cells that has at most `most` over a picture.
+
+    A cell that is begun counts.
     """
     grids = []  # (cells per pixel, rows, columns): those scales at which a side is filled by whole cells
     for count in range(1, most + 1):

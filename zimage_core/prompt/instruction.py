@@ -21,8 +21,10 @@ BARE = {"replace": ("old",), "attribute": ("what", "how")}  # what these kinds n
 
 @dataclass(frozen=True)
 class Prompts:
-    """source: what the picture shows, None when it is not known; target: what it shall show; kind: the kind
-    of instruction that was recognised, None where the words were taken for a description of the target.
+    """What an instruction says of the picture before and after.
+
+    source: what the picture shows, None when it is not known. target: what it shall show.
+    kind: the kind of instruction, None where the words were taken for a description of the target.
     derived: all that is known of the picture is what the instruction says of it.
     """
 

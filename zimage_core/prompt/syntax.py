@@ -1,6 +1,4 @@
-"""What people write into a prompt beside words: several prompts, embeddings, and weights that mean nothing
-here.
-"""
+"""What people write into a prompt beside words: several prompts, embeddings, and weights of words."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ WEIGHT = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 
 
 def several_prompts(text: str) -> list[str]:
-    """One prompt per line; or, where lines of `---` divide the text, one per block. Empty ones do not count,
-    but there is always one prompt.
+    """One prompt per line; or, where lines of `---` divide the text, one per block.
+
+    Empty ones do not count, but there is always one prompt.
     """
     parts = DIVIDER.split(text) if DIVIDER.search(text) else text.splitlines()
     return [part.strip() for part in parts if part.strip()] or [""]

@@ -34,8 +34,10 @@ def apply_template(prompt: str, system_prompt: str = "", template: str = TEMPLAT
 
 
 def split_prompt(prompt: str, references: int) -> list[str]:
-    """The templated prompt in references + 2 segments, each of which the text encoder sees alone: an image
-    stands between every two, the picture to be made between the last two. Without references it is one.
+    """The templated prompt in references + 2 segments, each of which the text encoder sees alone.
+
+    An image stands between every two, the picture to be made between the last two. Without references the
+    prompt is one segment.
     """
     if references == 0:
         return [apply_template(prompt)]
@@ -48,8 +50,9 @@ def split_prompt(prompt: str, references: int) -> list[str]:
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Any:
-    """The Qwen2 tokenizer of a folder with tokenizer.json, or vocab.json and merges.txt. Nothing is
-    downloaded.
+    """The Qwen2 tokenizer of a folder with tokenizer.json, or vocab.json and merges.txt.
+
+    Nothing is downloaded.
     """
     from transformers import AutoTokenizer  # takes seconds to import
 
@@ -58,8 +61,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
 
 @dataclass(frozen=True)
 class Tokens:
-    """input_ids, mask: int and bool [B, L], right-padded; cut: how many tokens of each prompt were left
-    out.
+    """Prompts as the text encoder reads them.
+
+    input_ids, mask: int and bool [B, L], right-padded. cut: how many tokens of each prompt were left out.
     """
 
     input_ids: Tensor
@@ -74,8 +78,9 @@ def tokenise(
     system_prompt: str = "",
     template: str = TEMPLATE,
 ) -> Tokens:
-    """Templated prompts, padded to the longest: attention is causal, so padding to 512 as the reference does
-    changes nothing.
+    """Templated prompts, padded to the longest.
+
+    Attention is causal, so padding to 512 as the reference does changes nothing.
     """
     texts = [apply_template(prompt, system_prompt, template) for prompt in prompts]
     return tokenise_texts(tokenizer, texts, max_tokens)

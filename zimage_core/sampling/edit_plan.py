@@ -60,9 +60,10 @@ def plan(
     mask: bool = False,
     references: tuple[str, ...] = (),
 ) -> Plan:
-    """route: auto or one of STRENGTHS. strength: 0 is what suits the route. omni: the weights have those
-    keys; mask: there is one and it is not empty; references: names of what only omni weights look at.
+    """The way to edit that suits weights, mask and words.
 
+    route: auto or one of STRENGTHS. strength: 0 is what suits the route. omni: the weights have those keys.
+    mask: there is one and it is not empty. references: names of what only omni weights look at.
     Raises NoSuchRoute when a route is unknown or lacks what it needs.
     """
     if route not in (AUTO, *STRENGTHS):

@@ -52,8 +52,9 @@ def padded(pixels: Tensor, multiple: int) -> Tensor:
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """[B, H, W] in pixels -> [B, 1, H / factor, W / factor]: the largest value of each cell, so that nothing
-    that is painted is left out. H and W are multiples of factor.
+    """[B, H, W] in pixels -> [B, 1, H / factor, W / factor]: the largest value of each cell.
+
+    So nothing that is painted is left out. H and W are multiples of factor.
     """
     return F.max_pool2d(mask[:, None], factor)
 

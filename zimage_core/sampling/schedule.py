@@ -22,10 +22,10 @@ def flow_sigmas(steps: int, shift: float = SHIFT, denoise: float = 1.0) -> Tenso
 
 
 def strength_sigmas(steps: int, shift: float = SHIFT, strength: float = 1.0) -> Tensor:
-    """float32 [steps + 1]: a grid of its own from the sigma that strength stands for down to 0, to change a
-    picture. No strength is rounded to a step: any number of steps starts at 0.6, shifted, for 0.6.
+    """A grid of its own from the sigma that strength stands for down to 0: float32 [steps + 1].
 
-    Strength 1 is flow_sigmas. Raises ValueError for values outside their range.
+    It is for changing a picture. No strength is rounded to a step: any number of steps starts at 0.6,
+    shifted, for 0.6. Strength 1 is flow_sigmas. Raises ValueError for values outside their range.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")

@@ -1,6 +1,4 @@
-"""Muon: momentum whose matrix is brought to near-orthogonal before the step (Jordan et al. 2024), with Adam-
-sized updates.
-"""
+"""Muon (Jordan et al. 2024): momentum, made nearly orthogonal before the step, with updates as Adam's."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; convolutions count as [out, in*k*k]. Update RMS is 0.2, so AdamW's
-    rates fit.
+    """Nesterov momentum, orthogonalised; convolutions count as [out, in*k*k].
+
+    The RMS of updates is 0.2, so AdamW's rates fit.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):

@@ -1,6 +1,4 @@
-"""One training loop for every part: seeded per step, so that a stopped run resumes to exactly the same
-weights.
-"""
+"""One training loop for every part, seeded per step: a stopped run resumes to exactly the same weights."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ NOT_HIDDEN = ("embed", "adaLN", "final_layer", "pad_token", "conv_in", "conv_out
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train: the rate warms up, stays, and falls linearly to zero over the last
-    `cooldown` of the steps.
+    """How long and how fast to train.
+
+    The rate warms up, stays, and falls linearly to zero over the last `cooldown` of the steps.
     """
 
     steps: int
@@ -62,8 +61,9 @@ class Shards:
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
     def backward(self, losses: Sequence[Callable[[nn.Module], Tensor]]) -> float:
-        """Run one loss per copy on the model's present weights; the model gets the mean gradient. Returns the
-        mean loss.
+        """Run one loss per copy on the model's present weights; returns the mean loss.
+
+        The model gets the mean gradient.
         """
 
         def run(part: tuple[nn.Module, Callable[[nn.Module], Tensor]]) -> float:

@@ -1,6 +1,4 @@
-"""Model files by the names that the loaders list: the host's folders, diffusers folders, and the built-in
-model.
-"""
+"""Model files by the names that loaders list: files, diffusers folders, and the built-in model."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ DIFFUSERS_PARTS = {
 
 
 def choices(kind: str) -> list[str]:
-    """What a loader offers for one part: the built-in model, files, and diffusers folders with a trailing
-    slash.
-    """
+    """What a loader offers for one part: the built-in model, files, diffusers folders with a slash behind."""
     built_in = [BUILT_IN] if _built_in(kind).is_file() else []
     return [*built_in, *_listed(kind), *(f"{name}/" for name in _diffusers_models(kind))]
 
@@ -64,8 +60,7 @@ def _diffusers_models(kind: str) -> dict[str, Path]:
 
 
 def resolve(kind: str, name: str) -> Path:
-    """The file or folder behind a listed name. API prompts may pass anything, so only listed places are
-    reached.
+    """The file or folder behind a listed name; nothing else is reached, since prompts may pass any text.
 
     Raises WeightsError naming what was looked for and where.
     """

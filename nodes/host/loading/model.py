@@ -80,9 +80,7 @@ class Config(comfy.supported_models.ZImage):
 
 
 class NanoLatentFormat(comfy.latent_formats.Flux):
-    """Flux's scaling with the small autoencoder's own preview colours, which were fitted when it was
-    trained.
-    """
+    """Flux's scaling with the small autoencoder's own preview colours, fitted when it was trained."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,8 +23,9 @@ def put_widgets(hidden: Any, widgets: list[str], values: dict[str, Any]) -> None
 
 
 def _node_in(workflow: Any, path: list[str]) -> dict | None:
-    """The node at a path of ids through nested subgraphs; None where a subgraph on it is used twice, because
-    both uses are saved as one.
+    """The node at a path of ids through nested subgraphs.
+
+    None where a subgraph on the path is used twice: both uses are saved as one.
     """
     if not workflow:
         return None

@@ -17,8 +17,9 @@ PLAIN = {"pooled_output", "attention_mask"}  # what an encoded prompt has that n
 
 
 class FlowEditGuider(comfy.samplers.CFGGuider):
-    """Predictions under the source prompt and the target prompt, in one call of the model where the two
-    captions are equally long for it.
+    """Predictions under the source prompt and the target prompt.
+
+    Both come from one call of the model where the two captions are equally long for it.
     """
 
     def __init__(self, model: Any, source: list, target: list, negative: list | None = None) -> None:

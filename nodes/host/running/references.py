@@ -83,8 +83,9 @@ class ReferenceCond(CONDRegular):
 
 
 def reference_conds(given: dict) -> dict[str, ReferenceCond]:
-    """What the host's TextEncodeZImageOmni and ReferenceLatent write, as omni models take it; latents are not
-    scaled yet. Without latents there are no references.
+    """What the host's TextEncodeZImageOmni and ReferenceLatent write, as omni models take it.
+
+    Latents are not scaled yet. Without latents there are no references.
     """
     latents = given.get("reference_latents")
     if not latents:

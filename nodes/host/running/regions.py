@@ -17,8 +17,9 @@ REGIONS = "zimage_regions"  # in a conditioning: a tuple of Region
 
 
 class UnreadRegions(CONDRegular):
-    """Stands in a conditioning where models put their own parts. Ours put theirs in its place; with any other
-    the first step of sampling comes upon it.
+    """Stands in a conditioning where models put their own parts, and raises when it is still there.
+
+    Our MODEL replaces it before the first step; any other comes upon it there.
     """
 
     def __init__(self) -> None:

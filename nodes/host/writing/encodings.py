@@ -129,9 +129,7 @@ def _key(clip: Any, tokens: dict) -> Hashable | None:
 
 
 def joined(conditionings: list[Conditioning]) -> Conditioning:
-    """Conditionings of one prompt each -> one whose batch they are, with an attention mask where they differ
-    in length.
-    """
+    """Conditionings of one prompt each -> one batch, with an attention mask where lengths differ."""
     return [_joined(list(entries)) for entries in zip(*conditionings, strict=True)]
 
 

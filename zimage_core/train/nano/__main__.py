@@ -1,5 +1,6 @@
-"""python -m zimage_core.train.nano --state DIR [--data DIR] [--out DIR] [stage]: train the nano model, or one
-stage of it.
+"""Train the nano model, or one stage of it.
+
+  python -m zimage_core.train.nano --state DIR [--data DIR] [--out DIR] [stage]
 """
 
 from __future__ import annotations

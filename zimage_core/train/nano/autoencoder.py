@@ -1,6 +1,4 @@
-"""Train the narrow autoencoder: pictures on plain backgrounds, pixels within 8x8-times-smaller 16-channel
-latents.
-"""
+"""Train the narrow autoencoder: pictures on plain backgrounds <-> 16 channels, 8 times smaller each way."""
 
 from __future__ import annotations
 
@@ -71,8 +69,9 @@ def initialise(model: AutoencoderKL) -> None:
 
 
 def training_batch(drawings: Tensor, generator: torch.Generator, size: int = BATCH) -> Tensor:
-    """Random drawings [N,128,128,4], mirrored and moved, on random colours (half of them the named ones) ->
-    [size,3,128,128].
+    """Random drawings, mirrored and moved, on random colours, half of them the named ones.
+
+    drawings: [N,128,128,4]. Returns [size,3,128,128].
     """
     index = torch.randint(len(drawings), (size,), generator=generator)
     named = torch.stack([c.pixel for c in pictures.colours()])  # [C,3,1,1]
@@ -144,8 +143,9 @@ def loss(pixels: Tensor, noise: Tensor, model: AutoencoderKL) -> Tensor:
 
 @torch.no_grad()
 def psnr(model: AutoencoderKL, images: Tensor, batch: int = 16) -> Tensor:
-    """Peak signal-to-noise ratio in dB per picture, [N,3,H,W] in [-1,1] -> [N]; pictures are compared as
-    8-bit pixels are shown.
+    """Peak signal-to-noise ratio in dB of each picture, [N,3,H,W] in [-1,1] -> [N].
+
+    Pictures are compared in 8 bits, as they are shown.
     """
     found = []
     for chunk in images.split(batch):
@@ -156,10 +156,10 @@ def psnr(model: AutoencoderKL, images: Tensor, batch: int = 16) -> Tensor:
 
 @torch.no_grad()
 def normalise(model: AutoencoderKL, images: Tensor, batch: int = 16) -> None:
-    """Fold an affine map per channel into the weights, so that `to_model(encode(images))` has mean 0 and
-    spread 1.
+    """Fold an affine map per channel into the weights.
 
-    Latents of the model keep the Flux scale and shift, which hosts apply to every 16-channel latent.
+    Then `to_model(encode(images))` has mean 0 and spread 1. Latents of the model keep the Flux scale and
+    shift, which hosts apply to every 16-channel latent.
     """
     z = torch.cat([model.encode(chunk).mode() for chunk in images.split(batch)])
     mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))

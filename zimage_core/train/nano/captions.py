@@ -33,8 +33,9 @@ FULL_SHARE = 0.3  # of captions are as the text encoder writes them: the enhance
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing to draw: its code point, its names per language (the first is CLDR's short name) and CLDR's
-    keywords.
+    """One thing to draw: its code point, and its names and CLDR's keywords per language.
+
+    The first name is CLDR's short one.
     """
 
     code: str
@@ -43,8 +44,9 @@ class Concept:
 
 
 def load_concepts(data: Path) -> list[Concept]:
-    """The concepts with their CLDR names, in their fixed order. Raises ValueError when CLDR does not know
-    one.
+    """The concepts with their CLDR names, in their fixed order.
+
+    Raises ValueError when CLDR does not know one.
     """
     folder = package(data, NAMES) / "annotations"
     tables = {
@@ -74,8 +76,9 @@ def with_article(name: str) -> str:
 
 
 def held_out_colour(concept: int) -> int:
-    """Index of the one background that concept number `concept` is never trained on; spread evenly over the
-    colours.
+    """Index of the one background that concept number `concept` is never trained on.
+
+    They are spread evenly over the colours.
     """
     return concept % len(colours())
 
@@ -94,9 +97,7 @@ def fill(template: str, name: str, colour: Colour, language: str) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """A caption and the backgrounds (colour indices) that fit it: one, or all trained ones when it names
-    none.
-    """
+    """A caption and the colour indices of backgrounds that fit it: all trained ones when it names none."""
 
     caption: str
     concept: int
@@ -104,9 +105,7 @@ class Pair:
 
 
 class CaptionSet:
-    """Every caption that training may draw, grouped by concept: pairs of a held-out background are not among
-    them.
-    """
+    """Every caption that training may draw, grouped by concept, without held-out backgrounds."""
 
     def __init__(self, concepts: list[Concept]):
         palette = colours()
@@ -151,8 +150,9 @@ class CaptionSet:
         return [pair for rows in grouped + self.bare for pair in rows]
 
     def draw(self, generator: torch.Generator) -> tuple[Pair, int]:
-        """A random caption with the colour index of its picture; concepts and their trained backgrounds are
-        equally likely.
+        """A random caption with the colour index of its picture.
+
+        Concepts and their trained backgrounds are equally likely.
         """
 
         def below(count: int) -> int:
@@ -173,8 +173,9 @@ class CaptionSet:
 
 
 def held_out_captions(concepts: list[Concept]) -> list[Pair]:
-    """Captions in phrasings that training never sees, of every concept, background and language, by their
-    first names.
+    """Captions in phrasings that training never sees, by first names.
+
+    There is one of every concept, background and language.
     """
     palette = colours()
     return [
@@ -206,8 +207,9 @@ def writing_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
 
 
 def other_keywords(concepts: list[Concept]) -> list[dict[str, tuple[str, ...]]]:
-    """Per concept and language, CLDR's keywords that no caption contains and no other concept shares: what a
-    concept can be asked for by, but only of one who knows what the words mean.
+    """Per concept and language, CLDR's keywords that no caption contains and no other concept shares.
+
+    A concept can be asked for by them, but only of one who knows what the words mean.
     """
     texts = "\n".join(pair.caption.lower() for pair in CaptionSet(concepts).all())
     spoken = set(re.findall(r"[a-z]+", texts))

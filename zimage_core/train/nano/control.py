@@ -71,8 +71,9 @@ def edges(pixels: Tensor) -> Tensor:
 
 
 class Steered(nn.Module):
-    """The model, frozen, under a control, as `velocity_loss` calls a model: x brings the control's latent as
-    further channels.
+    """The frozen model under a control, as `velocity_loss` calls a model.
+
+    x brings the control's latent as further channels.
     """
 
     def __init__(self, base: S3DiT, network: ControlNet) -> None:
@@ -130,8 +131,9 @@ def train(
     workers: int = 1,
     stop_at: int | None = None,
 ) -> dict[str, Tensor]:
-    """Train on latents [variants, concepts, colours, 16, h, w] and those of their control pictures; returns
-    the file's tensors.
+    """Train on latents and those of their control pictures; returns the file's tensors.
+
+    Both latents: [variants, concepts, colours, 16, h, w].
     """
     torch.manual_seed(plan.seed)
     network = ControlNet(small_config(base.config))

@@ -86,8 +86,9 @@ class Edits:
         self.families = [family for family in families(concepts) if len(family.members) > 1]
 
     def draw(self, kind: str, generator: torch.Generator, held_out: bool = False) -> Edit:
-        """A random edit of one kind, trained or `held_out`. The backgrounds that captions never show with a
-        concept appear only as what a held-out change of the background leads to.
+        """A random edit of one kind, trained or `held_out`.
+
+        Backgrounds that captions never show with a concept appear only as the result of a held-out change.
         """
         while True:
             edit = self._draw(kind, _Dice(generator))

@@ -30,9 +30,7 @@ LABEL = {"format": "pt", "license": "Apache-2.0"}  # metadata of every file
 
 
 def scaled_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The old scaled layout: a `scaled_fp8` marker, and per layer an fp8 weight with its
-    `scale_weight`.
-    """
+    """The old scaled layout: a `scaled_fp8` marker, and per layer an fp8 weight with its `scale_weight`."""
     out = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
     for key, weight in weights.items():
         if any(part in key for part in FP8_LAYERS) and key.endswith(".weight"):
@@ -43,8 +41,9 @@ def scaled_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fit_preview(latents: Tensor, images: Tensor) -> tuple[list[list[float]], list[float]]:
-    """Least squares from scaled latents [N,16,h,w] to the pictures [N,3,8h,8w] in [-1,1]: 16 rows of RGB, and
-    a bias.
+    """Least squares from scaled latents to pictures: 16 rows of RGB, and a bias.
+
+    latents: [N,16,h,w]; pictures: [N,3,8h,8w] in [-1,1].
     """
     small = torch.nn.functional.adaptive_avg_pool2d(images, latents.shape[-2:])
     x = latents.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,6 +1,4 @@
-"""The training pictures: emoji drawings with transparency, put on plain backgrounds, and which of them are
-never trained on.
-"""
+"""The training pictures: emoji drawings on plain backgrounds, and which of them are held out."""
 
 from __future__ import annotations
 
@@ -123,8 +121,9 @@ def load_drawing(path: Path) -> np.ndarray:
 
 
 def load_drawings(data: Path, cache: Path | None = None) -> tuple[list[str], np.ndarray]:
-    """All emoji -> (file stems, premultiplied RGBA [N,128,128,4] uint8); kept in `cache` because decoding
-    takes a while.
+    """All emoji -> (file stems, premultiplied RGBA [N,128,128,4] uint8).
+
+    They are kept in `cache`, because decoding takes a while.
     """
     files = sorted((package(data, EMOJI) / "assets").glob("*.webp"))
     stems = [f.stem for f in files]
@@ -140,8 +139,9 @@ def load_drawings(data: Path, cache: Path | None = None) -> tuple[list[str], np.
 
 
 def on_background(drawings: Tensor, background: Tensor) -> Tensor:
-    """Premultiplied drawings [B,H,W,4] uint8 over colours [B,3,1,1] in [-1,1] -> pictures [B,3,H,W] float in
-    [-1,1].
+    """Premultiplied drawings over colours -> pictures, float [B,3,H,W] in [-1,1].
+
+    drawings: uint8 [B,H,W,4]; colours: [B,3,1,1] in [-1,1].
     """
     rgba = drawings.permute(0, 3, 1, 2).float() / 255
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
@@ -150,8 +150,9 @@ def on_background(drawings: Tensor, background: Tensor) -> Tensor:
 
 
 def with_small(drawings: Tensor, second: Tensor) -> Tensor:
-    """A second drawing, made small, over the bottom right corner of each: both premultiplied [B,H,W,4]
-    uint8.
+    """A second drawing, made small, over the bottom right corner of each.
+
+    Both are premultiplied, uint8 [B,H,W,4].
     """
     shrunk = F.interpolate(
         second.permute(0, 3, 1, 2).float(), size=(SMALL, SMALL), mode="bilinear", antialias=True
@@ -164,8 +165,9 @@ def with_small(drawings: Tensor, second: Tensor) -> Tensor:
 
 
 def stem_index(stems: list[str], code: str) -> int:
-    """Where the file of a single code point is; some carry the emoji variation selector. Raises ValueError
-    when there is none.
+    """Where the file of a single code point is; some carry the emoji variation selector.
+
+    Raises ValueError when there is none.
     """
     for name in (code, f"{code}-fe0f"):
         if name in stems:

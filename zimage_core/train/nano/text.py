@@ -51,8 +51,9 @@ def answered(prompt: str, answer: str) -> str:
 
 
 def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
-    """What the language model reads, in groups that are drawn equally often; held-out phrasings and pairs are
-    in none.
+    """What the language model reads, in groups that are drawn equally often.
+
+    Held-out phrasings and pairs are in none.
     """
     captions = CaptionSet(concepts)
     palette = colours()
@@ -87,8 +88,10 @@ def texts(data: Path, concepts: list[Concept]) -> list[list[str]]:
 
 
 def copying_texts(names: Sequence[tuple[str, str]], count: int = 20000, seed: int = 0) -> list[str]:
-    """Captions of things that have no picture, answered in full. Half of them have a colour of their own,
-    which the background must not be taken for. names: (language, name).
+    """Captions of things that have no picture, answered in full.
+
+    Half of them have a colour of their own, which the background must not be taken for.
+    names: (language, name).
     """
     generator, palette = torch.Generator().manual_seed(seed), colours()
 

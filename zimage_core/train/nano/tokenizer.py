@@ -29,8 +29,9 @@ SPLIT = (
 
 
 def corpus(data: Path, concepts: list[Concept]) -> list[str]:
-    """Names, keywords and phrasings. Each name meets few phrasings, so that merges are words and not whole
-    captions.
+    """Names, keywords and phrasings.
+
+    Each name meets few phrasings, so that merges are words and not whole captions.
     """
     palette = colours()
     lines = ["user\n", "assistant\n", "system\n"] * 50
@@ -58,9 +59,7 @@ def corpus(data: Path, concepts: list[Concept]) -> list[str]:
 
 
 def train_tokenizer(lines: list[str], vocab_size: int, folder: Path) -> None:
-    """Learn `vocab_size` tokens, special ones included, and write the files that transformers and ComfyUI
-    read.
-    """
+    """Learn `vocab_size` tokens, special ones included, and write what transformers and ComfyUI read."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

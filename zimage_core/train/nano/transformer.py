@@ -1,6 +1,4 @@
-"""Train the S3-DiT: rectified flow on the frozen autoencoder's latents, conditioned on the frozen text
-encoder's features.
-"""
+"""Train the S3-DiT: rectified flow on the frozen autoencoder's latents and text encoder's features."""
 
 from __future__ import annotations
 
@@ -48,8 +46,9 @@ BUCKET = 32  # tokens
 def latent_table(
     autoencoder: AutoencoderKL, drawings: Tensor, change: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Every drawing [N,128,128,4] on every named colour, its picture changed -> scaled latents
-    [N,C,16,16,16].
+    """Scaled latents [N,C,16,16,16] of every drawing on every named colour.
+
+    drawings: [N,128,128,4]; change: what is done to each picture before it is encoded.
     """
     rows = []
     with torch.no_grad():
@@ -78,8 +77,10 @@ def draw_batch(
     long: bool,
     generator: torch.Generator,
 ) -> tuple[list[str], list[Picture]]:
-    """Captions of one bucket of tokens (`long`: the second, several phrasings joined) and their pictures.
-    With `edits`, some are of its pictures with a second thing.
+    """Captions of one bucket of tokens and their pictures.
+
+    long: of the second bucket, several phrasings joined. With `edits`, some are of its pictures with a
+    second thing.
     """
     prompts, pictures = [], []
     while len(prompts) < count:
@@ -102,9 +103,7 @@ def token_count(tokenizer: Any, prompt: str) -> int:
 
 
 def initialise(model: S3DiT) -> None:
-    """Xavier for the projections, 0.02 for the pad tokens, zero for the last layer and every gate: blocks
-    start as identity.
-    """
+    """Xavier for projections, 0.02 for pad tokens, zero for the last layer and for what gates are made of."""
     for name, p in model.named_parameters():
         if name.endswith("pad_token"):
             nn.init.normal_(p, std=0.02)
@@ -319,8 +318,10 @@ def edit_loss(
     seen: Tensor,
     model: S3DiT,
 ) -> Tensor:
-    """The same with one clean reference latent [B,16,h,w] and its vision features [B,hs,ws,width], without
-    them when `blind`; around: token ids [1,L] of the segments before and after the instruction's.
+    """The same with one clean reference.
+
+    reference: its latent [B,16,h,w]; seen: its vision features [B,hs,ws,width], not used when `blind`.
+    around: token ids [1,L] of the segments before and after the instruction's.
     """
     dtype = model.x_pad_token.dtype
     with torch.no_grad():

@@ -1,6 +1,4 @@
-"""Train the small vision encoder as SigLIP was: pictures and captions that belong together are told from
-those that do not; afterwards it stays frozen.
-"""
+"""Train the small vision encoder as SigLIP was, to tell which pictures and captions belong together."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ SHIFT = 8  # pixels by which a picture may be off its centre
 
 
 class Pairing(nn.Module):
-    """The encoder with what only its training needs: one vector per picture and per caption, and the scale
-    and bias of the sigmoid loss (arXiv 2303.15343, section 3).
+    """The encoder with what only its training needs (arXiv 2303.15343, section 3).
+
+    That is one vector per picture and per caption, and scale and bias of the sigmoid loss.
     """
 
     def __init__(self, config: VisionConfig, text_width: int):
@@ -79,9 +78,7 @@ def train(
     batch: int = BATCH,
     stop_at: int | None = None,
 ) -> Pairing:
-    """Train on the concepts' drawings [N,128,128,4] on plain backgrounds; averaged model, whose encoder is
-    what is wanted.
-    """
+    """Train on the concepts' drawings [N,128,128,4] on plain backgrounds; returns the averaged model."""
     torch.manual_seed(plan.seed)
     model = Pairing(config, text_encoder.config.hidden_size)
     palette = torch.stack([c.pixel for c in colours()])
