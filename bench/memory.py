@@ -11,13 +11,9 @@ from tests.host import inside
 LOWEST, HIGHEST = 0.9, 1.3
 
 
-def measure() -> dict:
-    with tempfile.TemporaryDirectory() as scratch:
-        return inside.run("memory_inside.py", Path(scratch))
-
-
 def run() -> list[dict]:
-    found = measure()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = inside.run("memory_inside.py", Path(scratch))
     counted = "GPU" if found["device"] == "cuda" else "counted on fake tensors"
     ratios = {
         f"{r['side']}x{r['side']}, batch {r['batch']}, {r['caption']} tokens"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,57 +12,63 @@ from torch import Tensor
 from bench.rows import row
 from tests.core.peers import diffusers_of, diffusers_velocity, reference_of
 from tests.core.random_models import TINY, WIDE, random_inputs, random_s3dit, relative, seeds
+from tests.host import inside
+from zimage_core import S3DiTConfig
 from zimage_core.sampling.schedule import euler_step, flow_sigmas
 
-HOST_TESTS = Path(__file__).resolve().parents[1] / "tests" / "host"
+SHAPES = [  # height, width in latent cells; caption tokens
+    ((8, 12), 21),
+    ((8, 8), 32),  # nothing to pad
+    ((6, 10), 33),  # both padded
+    ((2, 2), 1),
+]
 
 
-def fp32_rows() -> list[dict]:
+def distances(
+    config: S3DiTConfig, seed: int, size: tuple[int, int], length: int, dtype: torch.dtype, device: str
+) -> tuple[float, float]:
+    """Of one velocity: ours from diffusers', and our error over diffusers', both to float64."""
+    model = random_s3dit(config, seed)
+    x, sigma, caption = random_inputs(config, seed, size=size, length=length)
+    truth = reference_of(model)(x[0], float(sigma[0]), caption[0])[None]
+    model = model.to(device, dtype)
+    x, caption, sigma = x.to(device, dtype), caption.to(device, dtype), sigma.to(device)
+    peer = diffusers_velocity(diffusers_of(model), x, sigma, [caption[0]]).cpu()
+    ours = model(x, sigma, caption).cpu()
+    return relative(ours, peer), relative(ours, truth) / relative(peer, truth)
+
+
+def fp32_rows(device: str) -> list[dict]:
     rows = []
-    for label, config, count in (("tiny", TINY, 5), ("dim 3840", WIDE, 1)):
-        to_peer, over_truth = [], []
-        for seed in seeds(count):
-            model = random_s3dit(config, seed)
-            x, sigma, caption = random_inputs(config, seed)
-            ours, peer = (
-                model(x, sigma, caption),
-                diffusers_velocity(diffusers_of(model), x, sigma, [caption[0]]),
-            )
-            truth = reference_of(model)(x[0], float(sigma[0]), caption[0])[None]
-            to_peer.append(relative(ours, peer))
-            over_truth.append(relative(ours, truth) / relative(peer, truth))
-        name = f"fp32 velocity, {label}, {count} seeds"
-        rows.append(row(f"{name}: worst", max(to_peer), "relative L2", "<= 1e-5", "diffusers"))
+    for label, config, shapes in (("tiny", TINY, SHAPES * 2), ("dim 3840", WIDE, [((10, 14), 45)])):
+        found = [
+            distances(config, seed, *shape, torch.float32, device)
+            for seed, shape in zip(seeds(len(shapes)), shapes, strict=True)
+        ]
+        to_peer, over_truth = (max(values) for values in zip(*found, strict=True))
+        name = f"fp32 velocity, {label}, {len(shapes)} seeds"
+        rows.append(row(f"{name}: worst", to_peer, "relative L2", "<= 1e-5", "diffusers"))
         against = "diffusers' own error, both to float64"
-        rows.append(row(f"{name}: worst error", max(over_truth), "x", "<= 1.1", against))
+        rows.append(row(f"{name}: worst error", over_truth, "x", "<= 1.1", against))
     return rows
 
 
-def bf16_rows() -> list[dict]:
-    ratios = []
-    for seed in seeds(10):
-        model = random_s3dit(TINY, seed)
-        x, sigma, caption = random_inputs(TINY, seed)
-        truth = reference_of(model)(x[0], float(sigma[0]), caption[0])[None]
-        model, x, caption = model.bfloat16(), x.bfloat16(), caption.bfloat16()
-        peer = diffusers_velocity(diffusers_of(model), x, sigma, [caption[0]])
-        ratios.append(relative(model(x, sigma, caption), truth) / relative(peer, truth))
-    median = statistics.median(ratios)
-    return [
-        row("bf16 error, median of 10 seeds", median, "x", "<= 1.05", "diffusers' own error, both to float64")
-    ]
+def bf16_rows(device: str) -> list[dict]:
+    ratios = [distances(TINY, seed, *SHAPES[0], torch.bfloat16, device)[1] for seed in seeds(10)]
+    against = "diffusers' own error, both to float64"
+    return [row("bf16 error, median of 10 seeds", statistics.median(ratios), "x", "<= 1.05", against)]
 
 
-def eight_steps() -> list[dict]:
+def eight_steps(device: str) -> list[dict]:
     (seed,) = seeds(1)
-    model = random_s3dit(TINY, seed)
+    model = random_s3dit(TINY, seed).to(device)
     peer = diffusers_of(model)
-    noise, _, caption = random_inputs(TINY, seed)
+    noise, _, caption = (t.to(device) for t in random_inputs(TINY, seed))
 
     def run(velocity) -> Tensor:
         x, sigmas = noise, flow_sigmas(8).tolist()
         for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-            x = euler_step(x, velocity(x, torch.tensor([sigma])), sigma, sigma_next)
+            x = euler_step(x, velocity(x, torch.tensor([sigma], device=device)), sigma, sigma_next)
         return x
 
     ours = run(lambda x, sigma: model(x, sigma, caption))
@@ -76,12 +78,13 @@ def eight_steps() -> list[dict]:
     ]
 
 
-def native_rows() -> list[dict]:
+def measured_inside() -> dict:
+    """Networks and runs of ours and of the host's own, in a process of the host's own."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, HOST_TESTS / "launch.py", HOST_TESTS / "native_parity.py"]
-        command += [os.environ["COMFYUI_PATH"], scratch]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+        return inside.run("native_parity.py", Path(scratch))
+
+
+def native_rows(found: dict) -> list[dict]:
     bars = {"networks": "<= 1e-5", "runs": "<= 1e-4"}
     return [
         row(f"fp32 {kind}: {label}", distance, "relative L2", bars[kind], "the host's own Z-Image")
@@ -91,5 +94,10 @@ def native_rows() -> list[dict]:
 
 
 @torch.no_grad()
+def library_rows(device: str = "cpu") -> list[dict]:
+    """Without a host."""
+    return [*fp32_rows(device), *bf16_rows(device), *eight_steps(device)]
+
+
 def run() -> list[dict]:
-    return [*fp32_rows(), *bf16_rows(), *eight_steps(), *native_rows()]
+    return [*library_rows(), *native_rows(measured_inside())]
