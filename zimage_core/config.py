@@ -81,7 +81,7 @@ class ControlConfig:
         version = {"tokens": "1.0", "layers": "2.0", "refiner": "2.1"}[self.routing]
         return f"version {version}, {self.blocks.n_layers} blocks{', can inpaint' if self.inpaints else ''}"
 
-    def places(self, model: S3DiTConfig) -> tuple[int, ...]:
+    def hint_layers(self, model: S3DiTConfig) -> tuple[int, ...]:
         """The layers of a transformer that get hints. Files do not say: all known ones are evenly spaced.
 
         Raises ValueError when the control was trained for another transformer.

@@ -203,8 +203,8 @@ class ZImagePipeline:
         references = None
         if images:
             references = self.encode_references(images, height * width if height and width else None)
-            found = (self.autoencoder.config.downscale * side for side in references[0][-1].shape[-2:])
-            height, width = (given or size for given, size in zip((height, width), found, strict=True))
+            own = (self.autoencoder.config.downscale * side for side in references[0][-1].shape[-2:])
+            height, width = (asked or side for asked, side in zip((height, width), own, strict=True))
         height, width = height or 1024, width or 1024
 
         def encoded(texts: list[str]) -> Captions:

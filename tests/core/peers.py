@@ -51,7 +51,7 @@ def diffusers_control_of(network: ControlNet, base: S3DiT, peer: ZImageTransform
     routing = {"tokens": None, "refiner": "control_noise_refiner", "layers": "control_layers"}[c.routing]
     with torch.device("meta"):
         control = ZImageControlNetModel(
-            control_layers_places=list(c.places(base.config)),
+            control_layers_places=list(c.hint_layers(base.config)),
             control_refiner_layers_places=list(range(sizes.n_refiner_layers)),
             control_in_dim=c.channels, add_control_noise_refiner=routing, dim=sizes.dim,
             n_refiner_layers=sizes.n_refiner_layers, n_heads=sizes.n_heads, n_kv_heads=sizes.n_kv_heads,

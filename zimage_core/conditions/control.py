@@ -104,7 +104,7 @@ class Control(BlockHook):
             return BlockHook()
         if prepared.references is not None:
             raise ValueError("a control does not go with reference images: use the one or the other")
-        hinted = self.network.config.places(model.config)
+        hinted = self.network.config.hint_layers(model.config)
         self._check(model, x)
 
         def embed() -> Tensor:

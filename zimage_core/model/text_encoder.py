@@ -55,19 +55,19 @@ class KeyValueCache:
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: Qwen3Config, operations: Any, **place: Any) -> None:
+    def __init__(self, config: Qwen3Config, operations: Any, **factory: Any) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         q_rows, kv_rows = (
             n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
         )
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = operations.Linear(config.hidden_size, q_rows, bias=False, **place)
-        self.k_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **place)
-        self.v_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **place)
-        self.o_proj = operations.Linear(q_rows, config.hidden_size, bias=False, **place)
-        self.q_norm = operations.RMSNorm(config.head_dim, eps=config.rms_norm_eps, **place)
-        self.k_norm = operations.RMSNorm(config.head_dim, eps=config.rms_norm_eps, **place)
+        self.q_proj = operations.Linear(config.hidden_size, q_rows, bias=False, **factory)
+        self.k_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **factory)
+        self.v_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **factory)
+        self.o_proj = operations.Linear(q_rows, config.hidden_size, bias=False, **factory)
+        self.q_norm = operations.RMSNorm(config.head_dim, eps=config.rms_norm_eps, **factory)
+        self.k_norm = operations.RMSNorm(config.head_dim, eps=config.rms_norm_eps, **factory)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, extend: Extend | None = None
@@ -91,24 +91,25 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Qwen3Config, operations: Any, **place: Any) -> None:
+    def __init__(self, config: Qwen3Config, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.gate_proj = operations.Linear(config.hidden_size, config.intermediate_size, bias=False, **place)
-        self.up_proj = operations.Linear(config.hidden_size, config.intermediate_size, bias=False, **place)
-        self.down_proj = operations.Linear(config.intermediate_size, config.hidden_size, bias=False, **place)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = operations.Linear(width, inner, bias=False, **factory)
+        self.up_proj = operations.Linear(width, inner, bias=False, **factory)
+        self.down_proj = operations.Linear(inner, width, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: Qwen3Config, operations: Any, **place: Any) -> None:
+    def __init__(self, config: Qwen3Config, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config, operations, **place)
-        self.mlp = MLP(config, operations, **place)
-        self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **place)
+        self.self_attn = SelfAttention(config, operations, **factory)
+        self.mlp = MLP(config, operations, **factory)
+        self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
         self.post_attention_layernorm = operations.RMSNorm(
-            config.hidden_size, eps=config.rms_norm_eps, **place
+            config.hidden_size, eps=config.rms_norm_eps, **factory
         )
 
     def forward(
@@ -122,13 +123,13 @@ class Qwen3Model(nn.Module):
     """The decoder under its Hugging Face names."""
 
     def __init__(
-        self, config: Qwen3Config, layers: int, final_norm: bool, operations: Any, **place: Any
+        self, config: Qwen3Config, layers: int, final_norm: bool, operations: Any, **factory: Any
     ) -> None:
         super().__init__()
-        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **place)
-        self.layers = nn.ModuleList(DecoderLayer(config, operations, **place) for _ in range(layers))
+        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.layers = nn.ModuleList(DecoderLayer(config, operations, **factory) for _ in range(layers))
         if final_norm:
-            self.norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **place)
+            self.norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
 
 
 class Qwen3TextEncoder(nn.Module):

@@ -57,8 +57,8 @@ class VisionEncoder(nn.Module):
         patches = pixels.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, 3, rows, p, columns, p]
         patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         shapes = torch.tensor([[rows, columns]]).expand(len(image), 2)
-        place = self.vision_model.post_layernorm.weight
-        hidden = self.vision_model(patches.to(place), None, shapes).last_hidden_state
+        weight = self.vision_model.post_layernorm.weight
+        hidden = self.vision_model(patches.to(weight), None, shapes).last_hidden_state
         return hidden.unflatten(1, (rows, columns))
 
 

@@ -68,9 +68,9 @@ class Language:
             for name, words in self.rules["words"].items():
                 pattern = pattern.replace(f"<{name}>", words)
             if match := re.fullmatch(pattern, instruction, FLAGS):
-                found = {name: text.strip() for name, text in match.groupdict().items() if text}
-                found |= {name: self.bare(found[name]) for name in BARE.get(kind, ()) if name in found}
-                return kind, dict.fromkeys(FIELDS, "") | found
+                parts = {name: text.strip() for name, text in match.groupdict().items() if text}
+                parts |= {name: self.bare(parts[name]) for name in BARE.get(kind, ()) if name in parts}
+                return kind, dict.fromkeys(FIELDS, "") | parts
         return None, {}
 
     def bare(self, phrase: str) -> str:

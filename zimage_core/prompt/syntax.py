@@ -21,7 +21,7 @@ def several_prompts(text: str) -> list[str]:
 
 def weighted_words(text: str) -> list[str]:
     """The places written like (word:1.2), without repeats; (16:9) is a ratio."""
-    found, opened = {}, []
+    phrases, opened = {}, []
     for mark in PARENTHESIS.finditer(text):
         if mark[0] == "(":
             opened.append(mark.start())
@@ -29,8 +29,8 @@ def weighted_words(text: str) -> list[str]:
             start = opened.pop()
             words, _, weight = text[start + 1 : mark.start()].rpartition(":")
             if WEIGHT.fullmatch(weight) and any(c.isalpha() for word in words.split()[-1:] for c in word):
-                found[text[start : mark.end()]] = None
-    return list(found)
+                phrases[text[start : mark.end()]] = None
+    return list(phrases)
 
 
 def embedding_names(text: str) -> list[str]:

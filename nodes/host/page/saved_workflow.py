@@ -17,9 +17,9 @@ def put_widgets(hidden: Any, widgets: list[str], values: dict[str, Any]) -> None
     saved = _node_in((hidden.extra_pnginfo or {}).get("workflow"), str(hidden.unique_id).split(":"))
     shown = saved.get("widgets_values") if saved else None
     for name, value in values.items():
-        place = widgets.index(name)
-        if isinstance(shown, list) and place < len(shown):
-            shown[place] = value
+        index = widgets.index(name)
+        if isinstance(shown, list) and index < len(shown):
+            shown[index] = value
 
 
 def _node_in(workflow: Any, path: list[str]) -> dict | None:
@@ -31,10 +31,10 @@ def _node_in(workflow: Any, path: list[str]) -> dict | None:
         return None
     subgraphs = {graph["id"]: graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
     types = [node.get("type") for graph in (workflow, *subgraphs.values()) for node in graph.get("nodes", [])]
-    graph, found = workflow, None
+    graph, node = workflow, None
     for number in path:
         if graph is None or (graph is not workflow and types.count(graph["id"]) > 1):
             return None
-        found = next((node for node in graph.get("nodes", []) if str(node.get("id")) == number), None)
-        graph = subgraphs.get(found.get("type")) if found else None
-    return found
+        node = next((node for node in graph.get("nodes", []) if str(node.get("id")) == number), None)
+        graph = subgraphs.get(node.get("type")) if node else None
+    return node

@@ -46,13 +46,13 @@ def accelerated(model: Any) -> tuple[Any, str]:
 def adopt(model: Any) -> HostS3DiT:
     """Our S3-DiT whose layers are the modules of the host's network."""
     theirs = model.get_model_object("diffusion_model")
-    found = type(theirs).__name__
+    kind = type(theirs).__name__
     settings = {}
     if isinstance(model.model, comfy.model_base.Lumina2):
         settings = model.model.model_config.unet_config
     if not settings.get("z_image_modulation") or not hasattr(theirs, "cap_pad_token"):
         raise NotZImage(
-            f"This MODEL is {type(model.model).__name__} ({found}), not Z-Image. Connect a Z-Image MODEL, or "
+            f"This MODEL is {type(model.model).__name__} ({kind}), not Z-Image. Connect a Z-Image MODEL, or "
             "take this node out of the graph."
         )
     if hasattr(theirs, "dec_net"):
@@ -66,7 +66,7 @@ def adopt(model: Any) -> HostS3DiT:
             layer = theirs.get_submodule(name)
         except AttributeError:
             raise NotZImage(
-                f"This MODEL ({found}) has no layer {name}: another extension rebuilt its network. Load the "
+                f"This MODEL ({kind}) has no layer {name}: another extension rebuilt its network. Load the "
                 "weights with the Z-Image loader."
             ) from None
         comfy.utils.set_attr(ours, name, layer)
@@ -102,10 +102,10 @@ def _install(patcher: Any, network: HostS3DiT) -> None:
     patcher.add_object_patch("extra_conds", conds)
 
 
-def _conds(owner: weakref.ref, multiple: int, runs: StepMemo, **given: Any) -> dict:
+def _conds(owner: weakref.ref, multiple: int, runs: StepMemo, **cond: Any) -> dict:
     model = owner()
-    out = type(model).extra_conds(model, **given)
-    return caption_conds(out, given, model, multiple, runs)
+    out = type(model).extra_conds(model, **cond)
+    return caption_conds(out, cond, model, multiple, runs)
 
 
 def _follow(patcher: Any, clone: Any) -> None:

@@ -95,18 +95,18 @@ class KeptCond(CONDRegular):
         return [1]
 
 
-def caption_conds(out: dict, given: dict, model: Any, multiple: int, runs: StepMemo) -> dict:
-    """`out`, what the host's Lumina2 makes of a conditioning `given`, with our parts in place of its own.
+def caption_conds(out: dict, cond: dict, model: Any, multiple: int, runs: StepMemo) -> dict:
+    """`out`, what the host's Lumina2 makes of a conditioning `cond`, with our parts in place of its own.
 
     multiple: what the model pads captions to. runs: the latest run of this model; the host has one tensor of
     noise in each. Called once per conditioning and run.
     """
-    caption = given.get("cross_attn")
+    caption = cond.get("cross_attn")
     if caption is None:
         return out
     for name in CELLS:
         out.pop(name, None)
-    references = reference_conds(given)
+    references = reference_conds(cond)
     if references and model.model_config.unet_config.get("siglip_feat_dim") is None:
         logging.warning(
             "The conditioning has reference images, from a node such as TextEncodeZImageOmni, but these "
@@ -116,15 +116,15 @@ def caption_conds(out: dict, given: dict, model: Any, multiple: int, runs: StepM
         scaled = [model.process_latent_in(latent) for latent in references["ref_latents"].cond]
         out |= references | {"ref_latents": ReferenceCond(scaled, "ref_latents")}
     out.pop("attention_mask", None)
-    captions = Captions.masked(caption, given.get("attention_mask"))
+    captions = Captions.masked(caption, cond.get("attention_mask"))
     out["num_tokens"] = PerSample(captions.lengths)
     patcher = model.current_patcher
     patches = patcher.model_options.get("transformer_options", {}).get("patches", {}) if patcher else {}
     together = any(patches.get(name) for name in SEES_BOTH)
     features = F.pad(captions.features, (0, 0, 0, -caption.shape[1] % multiple))
     out["c_crossattn"] = CaptionCond(features, together)
-    if given.get(REGIONS) or together:  # conditionings of a batch have the same parts
-        out["regions"] = RegionsCond.of(given, together)
-    if given.get("hooks") is None:  # hooks may change the weights in mid-run, so nothing is kept then
-        out["kept"] = KeptCond((Kept(runs.once(given["noise"], (), Run), object()),))
+    if cond.get(REGIONS) or together:  # conditionings of a batch have the same parts
+        out["regions"] = RegionsCond.of(cond, together)
+    if cond.get("hooks") is None:  # hooks may change the weights in mid-run, so nothing is kept then
+        out["kept"] = KeptCond((Kept(runs.once(cond["noise"], (), Run), object()),))
     return out

@@ -32,7 +32,7 @@ def controlled(model: Any, patch: ControlPatch) -> Any:
             f"This MODEL runs on {type(network).__name__}, not on this extension's Z-Image. Put Z-Image "
             "Accelerate between its loader and this node, or load the weights with the Z-Image loader."
         )
-    patch.network.config.places(network.config)
+    patch.network.config.hint_layers(network.config)
     clone = model.clone()
     clone.set_model_patch(patch, CONTROLS)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, CONTROLS)

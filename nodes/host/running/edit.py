@@ -53,8 +53,8 @@ class Sampling:
 def has_omni_keys(model: Any) -> bool:
     """Whether a MODEL can look at pictures. Raises ValueError when it is not Z-Image."""
     if not isinstance(model.model, comfy.model_base.Lumina2):
-        found = type(model.model).__name__
-        raise ValueError(f"This MODEL is {found}, not Z-Image: connect a Z-Image MODEL.")
+        kind = type(model.model).__name__
+        raise ValueError(f"This MODEL is {kind}, not Z-Image: connect a Z-Image MODEL.")
     return getattr(model.get_model_object("diffusion_model"), "siglip_embedder", None) is not None
 
 

@@ -82,20 +82,20 @@ class ReferenceCond(CONDRegular):
         return [batch, 1, sum(map(CELLS[self.name], tensors))]
 
 
-def reference_conds(given: dict) -> dict[str, ReferenceCond]:
+def reference_conds(cond: dict) -> dict[str, ReferenceCond]:
     """What the host's TextEncodeZImageOmni and ReferenceLatent write, as omni models take it.
 
     Latents are not scaled yet. Without latents there are no references.
     """
-    latents = given.get("reference_latents")
+    latents = cond.get("reference_latents")
     if not latents:
         return {}
-    seen = given.get("clip_vision_outputs")
+    seen = cond.get("clip_vision_outputs")
     if seen is None:  # the older way of handing them over, by unCLIPConditioning
-        seen = [entry.get("clip_vision_output") for entry in given.get("unclip_conditioning", ())]
+        seen = [entry.get("clip_vision_output") for entry in cond.get("unclip_conditioning", ())]
     conds = {
         "ref_latents": list(latents),
-        "ref_contexts": list(given.get("reference_latents_text_embeds") or ()),
+        "ref_contexts": list(cond.get("reference_latents_text_embeds") or ()),
         "siglip_feats": [None if output is None else vision_grid(output) for output in seen],
     }
     return {name: ReferenceCond(tensors, name) for name, tensors in conds.items()}

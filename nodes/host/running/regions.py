@@ -49,12 +49,12 @@ def with_region(conditioning: list, region: list, mask: Tensor, strength: float)
         [
             caption,
             {
-                **given,
-                REGIONS: (*given.get(REGIONS, ()), added),
-                "model_conds": {**given.get("model_conds", {}), "regions": UnreadRegions()},
+                **extra,
+                REGIONS: (*extra.get(REGIONS, ()), added),
+                "model_conds": {**extra.get("model_conds", {}), "regions": UnreadRegions()},
             },
         ]
-        for caption, given in conditioning
+        for caption, extra in conditioning
     ]
 
 
@@ -69,15 +69,15 @@ class RegionsCond(CONDRegular):
         self.together, self.batch = together, batch
 
     @classmethod
-    def of(cls, given: dict, together: bool) -> RegionsCond:
-        """given: a conditioning, and with it the noise and the device, as the host hands them to a model."""
-        size, device = given["noise"].shape[-2:], given["device"]
+    def of(cls, cond: dict, together: bool) -> RegionsCond:
+        """cond: a conditioning, and with it the noise and the device, as the host hands them to a model."""
+        size, device = cond["noise"].shape[-2:], cond["device"]
         regions = tuple(
             Region(
                 Captions(captions.features.to(device), captions.lengths),
                 F.interpolate(weight[:, None], size, mode="area")[:, 0],
             )
-            for captions, weight in given.get(REGIONS, ())
+            for captions, weight in cond.get(REGIONS, ())
         )
         return cls(regions, together)
 

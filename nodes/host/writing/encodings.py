@@ -150,16 +150,16 @@ def unusable_embeddings(clip: Any, names: list[str]) -> dict[str, str]:
     tokenizer = _tokenizer(clip)
     if getattr(tokenizer, "embedding_directory", None) is None:
         return dict.fromkeys(names, "is read as words: this text encoder takes no embeddings")
-    found = {}
+    reasons = {}
     for name in names:
         tokens = clip.tokenize(f"embedding:{name} ", llama_template=AS_IT_IS)
         vectors = [
             t for chunks in tokens.values() for chunk in chunks for t, _ in chunk if torch.is_tensor(t)
         ]
         if not vectors:
-            found[name] = "is left out: there is no such file in models/embeddings"
+            reasons[name] = "is left out: there is no such file in models/embeddings"
         elif len(vectors[0]) != tokenizer.embedding_size:
-            found[name] = (
+            reasons[name] = (
                 f"is left out: it is {len(vectors[0])} wide, this text encoder {tokenizer.embedding_size}"
             )
-    return found
+    return reasons

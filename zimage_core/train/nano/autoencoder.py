@@ -147,11 +147,11 @@ def psnr(model: AutoencoderKL, images: Tensor, batch: int = 16) -> Tensor:
 
     Pictures are compared in 8 bits, as they are shown.
     """
-    found = []
+    decibels = []
     for chunk in images.split(batch):
         output = model.decode(model.encode(chunk).mode()).clamp(-1, 1)
-        found.append(-10 * torch.log10(((output - chunk) / 2).square().mean((1, 2, 3))))
-    return torch.cat(found)
+        decibels.append(-10 * torch.log10(((output - chunk) / 2).square().mean((1, 2, 3))))
+    return torch.cat(decibels)
 
 
 @torch.no_grad()

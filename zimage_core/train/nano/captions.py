@@ -56,15 +56,15 @@ def load_concepts(data: Path) -> list[Concept]:
         for lang in LANGUAGES
     }
     aliases = json.loads((HERE / "captions.json").read_text("utf-8"))["aliases"]
-    found = []
+    concepts = []
     for code in concept_codes():
         rows = {lang: tables[lang].get(chr(int(code, 16))) for lang in LANGUAGES}
         if not all(rows.values()):
             raise ValueError(f"CLDR has no English and Chinese name for U+{code.upper()}")
         extra = aliases.get(code, {})
         names = {lang: (rows[lang]["tts"][0], *extra.get(lang, ())) for lang in LANGUAGES}
-        found.append(Concept(code, names, {lang: tuple(rows[lang]["default"]) for lang in LANGUAGES}))
-    return found
+        concepts.append(Concept(code, names, {lang: tuple(rows[lang]["default"]) for lang in LANGUAGES}))
+    return concepts
 
 
 def with_article(name: str) -> str:
@@ -85,8 +85,8 @@ def held_out_colour(concept: int) -> int:
 
 def phrasings(language: str, kind: str) -> list[str]:
     """Templates of one kind: 'trained', 'held_out', 'short', 'bare', 'full' or 'keyword'."""
-    found = json.loads((HERE / "captions.json").read_text("utf-8"))[language][kind]
-    return [found] if isinstance(found, str) else list(found)
+    templates = json.loads((HERE / "captions.json").read_text("utf-8"))[language][kind]
+    return [templates] if isinstance(templates, str) else list(templates)
 
 
 def fill(template: str, name: str, colour: Colour, language: str) -> str:
@@ -190,7 +190,7 @@ def held_out_captions(concepts: list[Concept]) -> list[Pair]:
 def writing_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
     """(short prompt, full caption) pairs: from these the language model learns to write captions."""
     palette = colours()
-    found = []
+    examples = []
     for index, concept in enumerate(concepts):
         for language in LANGUAGES:
             full = phrasings(language, "full")[0]
@@ -199,11 +199,11 @@ def writing_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
                     if colour == held_out_colour(index):
                         continue
                     answer = fill(full, name, palette[colour], language)
-                    found += [
+                    examples += [
                         (fill(t, name, palette[colour], language), answer)
                         for t in phrasings(language, "short")
                     ]
-    return found
+    return examples
 
 
 def other_keywords(concepts: list[Concept]) -> list[dict[str, tuple[str, ...]]]:
@@ -219,10 +219,10 @@ def other_keywords(concepts: list[Concept]) -> list[dict[str, tuple[str, ...]]]:
             return not spoken & set(re.findall(r"[a-z]+", word.lower()))
         return word.lower() not in texts
 
-    found = []
+    keywords = []
     counts = {lang: Counter(k for c in concepts for k in c.keywords.get(lang, ())) for lang in LANGUAGES}
     for concept in concepts:
-        found.append(
+        keywords.append(
             {
                 lang: tuple(
                     word
@@ -232,7 +232,7 @@ def other_keywords(concepts: list[Concept]) -> list[dict[str, tuple[str, ...]]]:
                 for lang in LANGUAGES
             }
         )
-    return found
+    return keywords
 
 
 def keyword_prompts(words: tuple[str, ...], language: str) -> list[str]:
@@ -244,13 +244,13 @@ def keyword_prompts(words: tuple[str, ...], language: str) -> list[str]:
 def keyword_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
     """(keywords and a background, full caption) pairs, without held-out backgrounds."""
     palette = colours()
-    found = []
+    examples = []
     for index, keywords in enumerate(other_keywords(concepts)):
         for language in LANGUAGES:
             full, name = phrasings(language, "full")[0], concepts[index].names[language][0]
             for colour in range(len(palette)):
                 if colour != held_out_colour(index):
-                    found += [
+                    examples += [
                         (
                             t.format(words=words, colour=getattr(palette[colour], language)),
                             fill(full, name, palette[colour], language),
@@ -258,4 +258,4 @@ def keyword_examples(concepts: list[Concept]) -> list[tuple[str, str]]:
                         for words in keyword_prompts(keywords[language], language)
                         for t in phrasings(language, "keyword")
                     ]
-    return found
+    return examples

@@ -91,7 +91,7 @@ class Steered(nn.Module):
 
 def initialise(network: ControlNet, base: S3DiT) -> None:
     """Blocks start as the model's own where sizes agree, the projections at zero: nothing is changed yet."""
-    for layer, block in zip(network.config.places(base.config), network.control_layers, strict=True):
+    for layer, block in zip(network.config.hint_layers(base.config), network.control_layers, strict=True):
         theirs = base.layers[layer].state_dict()
         for name, weight in block.state_dict().items():
             if name in theirs and theirs[name].shape == weight.shape:

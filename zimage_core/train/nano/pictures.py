@@ -90,9 +90,9 @@ def package(data: Path, spec: tuple[str, str, str]) -> Path:
         )
         if done.returncode or not archive.is_file():
             raise RuntimeError(f"npm pack {name}@{version} failed: {done.stderr.strip()[-400:]}")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != digest:
-        raise ValueError(f"{archive}: sha256 is {found}, expected {digest}; delete it and run again")
+    actual = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if actual != digest:
+        raise ValueError(f"{archive}: sha256 is {actual}, expected {digest}; delete it and run again")
     partial = data / f"{stem}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:

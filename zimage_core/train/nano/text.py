@@ -102,26 +102,26 @@ def copying_texts(names: Sequence[tuple[str, str]], count: int = 20000, seed: in
         language: [phrasing for kind in ("trained", "short") for phrasing in phrasings(language, kind)]
         for language in LANGUAGES
     }
-    found = []
+    texts = []
     for number in range(count):
         (language, name), colour = of(names), of(palette)
         if number % 2:
             own = getattr(of(palette), language)
             name = f"{own} {name}" if language == "en" else own + name
         short, full = of(templates[language]), phrasings(language, "full")[0]
-        found.append(answered(*(fill(text, name, colour, language) for text in (short, full))))
-    return found
+        texts.append(answered(*(fill(text, name, colour, language) for text in (short, full))))
+    return texts
 
 
 def instruction_texts(concepts: list[Concept], count: int = 20000, seed: int = 0) -> list[str]:
     """Editing instructions as the omni prompt has them, and captions of two things."""
     pairs = trained_pairs(concepts, count // 4, seed)
     edits, generator = Edits(concepts, pairs), torch.Generator().manual_seed(seed)
-    found = []
+    texts = []
     for number in range(count):
         edit = edits.draw(KINDS[number % len(KINDS)], generator)
-        found.append("".join(split_prompt(edit.instruction, references=1)))
-    return found + [plain(edits.draw_pair(generator)[0]) for _ in pairs]
+        texts.append("".join(split_prompt(edit.instruction, references=1)))
+    return texts + [plain(edits.draw_pair(generator)[0]) for _ in pairs]
 
 
 def encode(tokenizer: Any, group: list[str]) -> Tensor:
