@@ -1,4 +1,4 @@
-"""The house: who may import whom, one loop over blocks, and a library that stands alone."""
+"""The house: who may import whom, one loop over blocks, short files, and a library that stands alone."""
 
 from __future__ import annotations
 
@@ -121,6 +121,18 @@ def test_one_loop_runs_the_blocks() -> None:
                 if over_blocks and (names & called or "partial" in called):
                     loops.append(f"{module}.{function.name}")
     assert loops == ["zimage_core.model.s3dit.run"]
+
+
+def test_files_have_a_readable_size() -> None:
+    paths = [
+        p
+        for folder in ("nodes", "zimage_core", "web")
+        for end in ("py", "js")
+        for p in (ROOT / folder).rglob(f"*.{end}")
+    ]
+    lines = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in paths}
+    limits = {"zimage_core/model/s3dit.py": 350}
+    assert {name: n for name, n in lines.items() if n > limits.get(name, 400)} == {}
 
 
 def imports(path: Path) -> set[str]:

@@ -88,9 +88,9 @@ def fill(module: nn.Module) -> None:
 
 def test_places_are_the_published_ones() -> None:
     for version, (count, _, _) in VERSIONS.items():
-        assert config(version, AS_DEEP).places(AS_DEEP) == PLACES[count]
+        assert config(version, AS_DEEP).hint_layers(AS_DEEP) == PLACES[count]
     with pytest.raises(ValueError, match="6 blocks, which 4 layers"):
-        config("1.0", AS_DEEP).places(dataclasses.replace(AS_DEEP, n_layers=4))
+        config("1.0", AS_DEEP).hint_layers(dataclasses.replace(AS_DEEP, n_layers=4))
 
 
 def test_several_controls_add_their_hints() -> None:
