@@ -35,7 +35,7 @@ def test_each_version_is_known_by_its_tensors(version: str, tmp_path: Path) -> N
     for values in (True, False):  # by all of the file, and by its header and small tensors
         found = read_control(file, values).config
         assert (found.routing, found.channels) == (config(version).routing, config(version).channels)
-        assert found.places(BASE) == config(version).places(BASE)
+        assert found.hint_layers(BASE) == config(version).hint_layers(BASE)
     loaded = load_control(file)
     assert same(loaded.state_dict(), network(version).state_dict())
 

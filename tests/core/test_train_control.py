@@ -40,7 +40,7 @@ def test_the_file_fits_nano_in_four_megabytes() -> None:
     file = control.control_weights({**state, "base.x_pad_token": torch.zeros(1, 1)})
     assert sum(t.nbytes for t in file.values()) <= 4_000_000
     found = read_control(file)
-    assert found.config.places(base) == (0, 2) and not found.config.inpaints
+    assert found.config.hint_layers(base) == (0, 2) and not found.config.inpaints
     loaded = load_control(file, dtype=torch.float32)
     theirs = state["network.control_layers.0.attention.qkv.weight"]
     assert torch.allclose(loaded.control_layers[0].attention.qkv.weight, theirs, atol=0.3, rtol=0.07)
@@ -86,4 +86,4 @@ def test_control_learns_beside_frozen_weights_and_resumes(tmp_path, bpe) -> None
 @pytest.mark.parametrize("layers", [4, 6])
 def test_its_blocks_are_evenly_spaced(layers: int) -> None:
     base = dataclasses.replace(TINY_DIT, n_layers=layers)
-    assert control.small_config(base).places(base) == (0, layers // 2)
+    assert control.small_config(base).hint_layers(base) == (0, layers // 2)
