@@ -118,10 +118,12 @@ class ZImagePipeline:
         system_prompt: str = "",
         template: str = TEMPLATE,
     ) -> Captions:
-        """Prompts -> caption features. Says in the log what is cut off at max_tokens; None cuts nothing.
+        """Prompts -> caption features; the log says what is cut off.
 
-        references: how many images stand before the prompt. system_prompt, template: a turn before the
-        prompt, and another text around {prompt}; not with references.
+        max_tokens: of the templated prompt; None cuts nothing.
+        references: how many images stand before the prompt.
+        system_prompt: a turn before the prompt; not with references.
+        template: another text around {prompt}; not with references.
         """
         if references:
             texts = [split_prompt(prompt, references)[references] for prompt in prompts]
@@ -185,17 +187,24 @@ class ZImagePipeline:
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
-        Turbo: 8 steps, guidance_scale 0. Base: 28-50 steps, guidance_scale 3-5, where ComfyUI's cfg is one
-        more.
-        height, width: pixels, multiples of 8; 1024, or those of the last reference. latents: starting noise
-        [B, 16, height / 8, width / 8].
-        image: reference image or images for omni weights, the same for each prompt: PIL images, or tensors
-        [H, W, 3] in [0, 1].
+        negative_prompt: one or as many as prompts; the empty text by default. Read with guidance only.
+        num_inference_steps: 8 for Turbo, 28 to 50 for Base.
+        guidance_scale: 0 for Turbo, 3 to 5 for Base; ComfyUI's cfg is one more.
+        cfg_normalization: the guided velocity has at most this many times the positive's norm; 0 is off.
+        cfg_truncation: guidance ends once 1 - sigma exceeds it.
+        height, width: pixels, multiples of 8; 1024, or those of the last reference image.
+        num_images_per_prompt: pictures of each prompt, one after the other.
+        generator: of the starting noise; a list has one for each picture.
+        latents: the starting noise itself, [B, 16, height / 8, width / 8].
+        shift: of the sigma grid; 3 is the official value.
+        output_type: "pil", "pt" or "latent"; see PipelineOutput.
+        callback(step, steps, latents): called after each step.
+        max_sequence_length: tokens after which a prompt is cut; None cuts nothing.
+        image: reference image or images for omni weights, PIL or [H, W, 3] in [0, 1]; each prompt sees them.
+        regions: pairs of a prompt (or one for each prompt) and where it counts, [h, w] in 0 to 1, any size.
+        controls: control networks with their pictures' latents; they steer both sides of guidance.
         system_prompt, template: see encode_prompts; for the negative prompt too.
-        callback(step, steps, latents) is called after each step. output_type: "pil", "pt" or "latent".
-        regions: prompts for a part of the pictures, one or as many as prompts, and how much they count where:
-        [h, w] in 0 to 1, of any size.
-        controls: control networks with their pictures' latents, for guided steps both ways.
+        Raises ValueError when counts, sizes or parts do not go together.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guidance = Guidance(guidance_scale, cfg_truncation, float(cfg_normalization))
