@@ -20,7 +20,7 @@ from ..model.vision import VisionEncoder
 from . import detect, keys, quantised
 from .errors import WeightsError, some
 from .files import RawFile, read_tensors
-from .quantisers import quantiser_of, refuse_quantisers
+from .quantisers import quantiser_of, refuse_quantisers, refuse_whole_numbers
 from .values import check_small, not_finite
 
 Source = str | os.PathLike | Mapping[str, Tensor]
@@ -121,6 +121,7 @@ def read_control(source: Source, values: bool = True) -> Checkpoint:
     _blocks(part)
 
     def config(name: str, tensors: dict[str, Tensor]) -> Any:
+        check_small(name, tensors)
         found = detect.control_config(name, tensors)
         if found.routing == "layers":  # version 2.0 brings a refiner that it was trained without
             for key in [k for k in tensors if k.startswith("control_noise_refiner.")]:
@@ -237,7 +238,7 @@ def _checkpoint(
         known = set(largest(config).state_dict() if largest else expected)
     except WeightsError:
         raise
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise WeightsError(
             f"{name} has tensors of sizes that do not fit together: {error}. It is damaged, or of "
             "another model: choose another file."
@@ -270,12 +271,7 @@ def _checkpoint(
             "them its weights would not be what the file means. Choose another file."
         )
     tensors = {k: v for k, v in tensors.items() if k in known or k in scales}
-    readable = (*quantised.FLOATS, *quantised.FP8.values())
-    if packed := [f"{k} ({v.dtype})" for k, v in tensors.items() if v.dtype not in readable]:
-        raise WeightsError(
-            f"{name} holds {len(packed)} tensors that are no floating numbers: {some(packed)}. It is "
-            "quantised in a way that is not known here: use the bf16 or fp8 file of the same model."
-        )
+    refuse_whole_numbers(name, tensors)
     check_small(name, {k: v for k, v in tensors.items() if k in known})
     return Checkpoint(name, kind, config, tensors, formats, part.prefix)
 

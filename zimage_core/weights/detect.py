@@ -131,7 +131,7 @@ def text_encoder_config(name: str, tensors: Mapping[str, Tensor]) -> Qwen3Config
     if "model.layers.0.self_attn.q_norm.weight" not in tensors:
         raise WeightsError(
             f"{name} is not a Qwen3 model (it has no q_norm; {hidden_size} wide). Z-Image needs Qwen3-4B, "
-            f"2560 wide."
+            f"2560 wide (qwen_3_4b.safetensors): choose that."
         )
     head_dim = shape("model.layers.0.self_attn.q_norm.weight", 1)[0]
     return Qwen3Config(

@@ -43,8 +43,8 @@ class RawFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_header(path: Path) -> dict:
-    """The JSON header of a safetensors file, without its tensors.
+def read_header(path: Path, name: str) -> dict:
+    """The JSON header of a safetensors file, without its tensors; name: the file's, for messages.
 
     Raises WeightsError when the file is something else or shorter than its header says.
     """
@@ -52,19 +52,19 @@ def read_header(path: Path) -> dict:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= MAX_HEADER:
-            refuse(path, f"is not a safetensors file, or its header is damaged. {AGAIN}")
+            refuse(path, name, f"is not a safetensors file, or its header is damaged. {AGAIN}")
         if 8 + length > size:
             found = f"its header alone needs {8 + length} bytes, the file has {size}"
-            refuse(path, f"is truncated: {found}. {AGAIN}")
+            refuse(path, name, f"is truncated: {found}. {AGAIN}")
         raw = file.read(length)
     try:
         header = json.loads(raw)
         end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
         whole = 8 + length + int(end)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError):
-        refuse(path, f"is not a safetensors file, or its header is damaged. {AGAIN}")
+        refuse(path, name, f"is not a safetensors file, or its header is damaged. {AGAIN}")
     if whole > size:
-        raise WeightsError(f"{path.name} is truncated: {size} bytes of {whole}. Download it again.")
+        raise WeightsError(f"{name} is truncated: {size} bytes of {whole}. {AGAIN}")
     return header
 
 
@@ -83,7 +83,8 @@ def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
         raise WeightsError(f"{path} is no file and no folder: choose a .safetensors file.")
     raw = RawFile(path.name, {})
     for part in shards(path) if path.is_dir() else [path]:
-        header = read_header(part)
+        name = part.name if part == path else f"{path.name}/{part.name}"
+        header = read_header(part, name)
         try:
             with safe_open(part, framework="pt") as file:
                 raw.metadata |= file.metadata() or {}
@@ -96,7 +97,7 @@ def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
                         raw.tensors[key] = torch.empty(header[key]["shape"], dtype=dtype, device="meta")
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise WeightsError(
-                f"{part.name} cannot be read as safetensors: {str(error)[:200]}. Download it again."
+                f"{name} cannot be read as safetensors: {str(error)[:200]}. {AGAIN}"
             ) from error
     return raw
 

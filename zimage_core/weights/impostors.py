@@ -53,6 +53,6 @@ def impostor(path: Path) -> str | None:
     return None
 
 
-def refuse(path: Path, otherwise: str) -> NoReturn:
+def refuse(path: Path, name: str, otherwise: str) -> NoReturn:
     """Raises WeightsError: what the file is, or `otherwise` where it begins like a safetensors file."""
-    raise WeightsError(f"{path.name} {impostor(path) or otherwise}")
+    raise WeightsError(f"{name} {impostor(path) or otherwise}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import WeightsError
+from .quantisers import refuse_whole_numbers
 
 ATTENTION = (
     r"(?P<block>(?:(?:control_)?(?:layers|noise_refiner)|context_refiner|siglip_refiner)\.\d+\.attention)"
@@ -160,6 +161,7 @@ def fuse_qkv(tensors: Mapping[str, Tensor], name: str = "this") -> dict[str, Ten
                 f"{name} has {base}to_q, to_k and to_v of shapes {shapes}, expected as many columns in each. "
                 "Choose another file."
             )
+        refuse_whole_numbers(name, dict(zip(names, parts, strict=True)))
         if len({part.dtype for part in parts}) != 1:  # fp8 has no common type with others
             parts = [part.bfloat16() if part.element_size() == 1 else part for part in parts]
         fused[f"{base}qkv.weight"] = torch.cat(parts)

@@ -20,6 +20,7 @@ from .checkpoint import (
     read_transformer,
     read_vision_encoder,
 )
+from .errors import WeightsError
 
 
 def _build(model: nn.Module, state: dict[str, Tensor], device: Any) -> nn.Module:
@@ -46,8 +47,16 @@ def load_control(source: Source, device: Any = None, dtype: torch.dtype | None =
 def load_text_encoder(
     source: Source, device: Any = None, dtype: torch.dtype | None = None, language_model: bool = False
 ) -> Qwen3TextEncoder:
-    """A Qwen3TextEncoder; without language_model its last layer and final norm are left in the file."""
+    """A Qwen3TextEncoder; without language_model its last layer and final norm are left in the file.
+
+    Raises WeightsError when the file is none, or was cut to what features need and shall write text.
+    """
     checkpoint = read_text_encoder(source)
+    if language_model and "model.norm.weight" not in checkpoint.tensors:
+        raise WeightsError(
+            f"{checkpoint.name} has no model.norm.weight: it was cut to what prompts need and cannot write "
+            "text. Use the whole Qwen3-4B (qwen_3_4b.safetensors)."
+        )
     dtype = dtype or checkpoint.dtype
     model = Qwen3TextEncoder(checkpoint.config, device="meta", dtype=dtype, language_model=language_model)
     return _build(model, checkpoint.plain(dtype), device)

@@ -16,13 +16,8 @@ from torch import Tensor
 
 from .errors import WeightsError, some
 from .keys import LEFTOVERS
-from .quantisers import refuse_format, refuse_layer
+from .quantisers import FLOATS, FP8, refuse_format, refuse_layer
 
-FP8 = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-}
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAMES = {  # of a layer's scales in files -> ours. DeepSeek's "inv" is a factor of the weight like the others.
     "weight_scale": "weight_scale",
     "scale_weight": "weight_scale",
@@ -33,6 +28,7 @@ NAMES = {  # of a layer's scales in files -> ours. DeepSeek's "inv" is a factor 
 COMPANIONS = ("weight_scale", "input_scale")
 METADATA = "_quantization_metadata"
 SHAPES = "one value, one per row, or one per block of rows and columns"
+LARGEST = 100.0  # of plain weights, by far; scaled fp8 goes up to 448 or 57344
 BLOCK = 128  # rows and columns to a scale where neither divides the weight (DeepSeek-V3, section 3.3)
 
 # Formats of ComfyUI and of converters for it; the scale's shape says what the ending says once more.
@@ -84,6 +80,8 @@ def normalise(
         _check_scale(name, kind, layer, weight, scale)
         formats[layer] = _format(name, layer, weight, specs.get(layer), full_precision)
     _check_complete(name, out, formats)
+    if not formats:
+        _check_unscaled(name, out)
     _drop_input_scales(out, formats)
     return out, formats
 
@@ -203,6 +201,24 @@ def _check_complete(name: str, tensors: Mapping[str, Tensor], formats: Formats) 
         raise WeightsError(
             f"{name} has scales for {len(formats)} fp8 layers and none for {len(bare)} others: {some(bare)}. "
             "It is incomplete: download it again or choose another file."
+        )
+
+
+def _check_unscaled(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """fp8 without any scale is the weights themselves; larger values mean that the scales were lost.
+
+    One matrix tells, the smallest, so that it costs no time.
+    """
+    fp8 = [(k, v) for k, v in tensors.items() if v.dtype in FP8.values() and k.endswith(".weight")]
+    matrices = {k: v for k, v in fp8 if v.ndim == 2 and not v.is_meta}
+    if not matrices:
+        return
+    key = min(matrices, key=lambda k: matrices[k].numel())
+    largest = float(matrices[key].float().abs().max())
+    if largest > LARGEST:
+        raise WeightsError(
+            f"{name} holds fp8 values up to {largest:g} in {key} and no scales, expected weights below "
+            f"{LARGEST:g}: its scales were left out. Download it again or choose another file."
         )
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
+import torch
 from torch import Tensor
 
-from .errors import WeightsError
+from .errors import WeightsError, some
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FP8 = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+}
+READABLE = (*FLOATS, *FP8.values())
 READ = "bf16, fp16, fp32 and fp8 (e4m3fn, e5m2)"
 PLAIN = "Use the bf16 or fp8 file of the same model."
 HOST = {  # what a recent ComfyUI does with its own formats, by part
@@ -87,6 +94,16 @@ def refuse_layer(
             " with scales and without a marker" if scale is not None else ""
         )
     _refuse(name, kind, found, in_host=False)
+
+
+def refuse_whole_numbers(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError when weights are of a type that is not computed with."""
+    found = [f"{key} ({value.dtype})" for key, value in tensors.items() if value.dtype not in READABLE]
+    if found:
+        raise WeightsError(
+            f"{name} holds {len(found)} tensors that are no floating numbers: {some(found)}. It is quantised "
+            f"in a way that is not known here. {PLAIN}"
+        )
 
 
 def _refuse(name: str, kind: str, found: str, in_host: bool) -> NoReturn:

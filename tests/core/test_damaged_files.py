@@ -1,0 +1,106 @@
+"""A file that is damaged or strange ends in a load that is right, or in an error that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core.damage import DAMAGES, Source, sources
+from tests.core.random_models import relative
+from tests.long import size
+from zimage_core.weights import READERS, WeightsError, describe
+
+SEED = int(os.environ.get("ZIMAGE_SEED", "4711"))
+FILES = size(short=9, long=112) * len(DAMAGES)
+TO_DO = re.compile(r"[Dd]ownload|[Cc]hoose|[Uu]se |Load it|Run git|check the name")
+
+
+@pytest.fixture(scope="module")
+def good() -> dict[str, Source]:
+    return sources()
+
+
+def same(found: dict[str, Tensor], truth: dict[str, Tensor]) -> bool:
+    """Every weight as the undamaged file means it; of fused attention in bf16, when it was dequantised.
+
+    A text encoder without its last norm is one without the output head.
+    """
+    truth = {k: v for k, v in truth.items() if k != "model.norm.weight" or k in found}
+    return all(k in found and relative(found[k], truth[k]) <= (4e-3 if ".qkv." in k else 1e-6) for k in truth)
+
+
+def outcome(source: Source, path: Path) -> str:
+    """ "right" or "refused"; anything else is an error that the test must not meet."""
+    results = []
+    for values in (True, False):
+        try:
+            checkpoint = READERS[source.kind](path, values)
+            if values:
+                assert same(checkpoint.plain(torch.float32), source.truth), "loaded, and wrong"
+            results.append("right")
+        except WeightsError as error:
+            message = str(error)
+            assert path.name in message or path.stem in message, f"names no file: {message}"
+            assert TO_DO.search(message), f"says nothing to do: {message}"
+            assert len(message) < 1200, message
+            results.append("refused")
+    assert results != ["right", "refused"], "read as a whole, and refused by its header"
+    try:
+        describe(path)
+    except WeightsError:
+        pass
+    return results[0]
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_undamaged_files_are_read(good: dict[str, Source], tmp_path: Path, values: bool) -> None:
+    """The controls: each file that is damaged below, as it was before."""
+    for name, source in good.items():
+        path = tmp_path / "good.safetensors"
+        path.write_bytes(source.draft.written())
+        checkpoint = READERS[source.kind](path, values)
+        if values:
+            assert same(checkpoint.plain(torch.float32), source.truth), name
+        assert describe(path)[source.kind]["parameters"] == checkpoint.parameters, name
+
+
+@pytest.mark.sampled
+def test_damaged_files(good: dict[str, Source], tmp_path: Path, record_property) -> None:
+    """Each kind of damage on files drawn at random; every tenth file is an undamaged control."""
+    names = list(good)
+    counts: dict[str, Counter] = {kind: Counter() for kind in (*DAMAGES, "none")}
+    failures = []
+    for number in range(FILES):
+        kind = list(DAMAGES)[number % len(DAMAGES)]
+        rng = random.Random(SEED + number)
+        name = rng.choice(names)
+        source = good[name]
+        path = tmp_path / "file.safetensors"
+        if number % 10 == 9:
+            path.write_bytes(source.draft.written())
+            found = outcome(source, path)
+            counts["none"][found] += 1
+            path.unlink()
+        try:
+            DAMAGES[kind](rng, copy.deepcopy(source.draft), path)
+            counts[kind][outcome(source, path)] += 1
+        except Exception as error:
+            failures.append(
+                f"ZIMAGE_SEED={SEED}, file {number}: {kind} of {name}: {type(error).__name__}: {error}"
+            )
+        finally:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    table = {kind: dict(count) for kind, count in counts.items()}
+    record_property("outcomes", table)
+    assert not failures, "\n".join([f"{len(failures)} of {FILES}", *failures[:40]])
+    assert table["none"] == {"right": FILES // 10}, table
+    assert all(count["refused"] for kind, count in counts.items() if kind != "none"), table
