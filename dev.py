@@ -47,6 +47,8 @@ SETS = {
     "web": "the tests in a browser instead",
     "install": "the tests with ComfyUI Manager and comfy-cli instead",
 }
+INSIDE = "tests/inside"  # tests that import ComfyUI's modules, so they run in a process of their own
+NO_TESTS = 5  # pytest's exit code when it found none
 LONG_NEEDS = ["long", "web"]  # the sets that `test --long` needs beside the plain one
 DEMO_WORKFLOW = "z_image_turbo_text_to_image"
 
@@ -232,7 +234,24 @@ def test(options: argparse.Namespace, host: Path) -> int:
         os.environ["ZIMAGE_LONG"] = "1"  # tests/long.py reads it
     left_out = [] if folders else SETS.keys() - (LONG_NEEDS if options.long else [])
     folders += [f"--ignore=tests/{name}" for name in left_out]
-    return subprocess.call([sys.executable, "-m", "pytest", *folders, *options.pytest], cwd=ROOT)
+    pytest = [sys.executable, "-m", "pytest", *folders]
+    runs = [options.pytest] if options.sets else outside_and_inside(options.pytest)
+    codes = [subprocess.call([*pytest, *arguments], cwd=ROOT) for arguments in runs]
+    return next((code for code in codes if code not in (0, NO_TESTS)), min(codes))
+
+
+def outside_and_inside(arguments: list[str]) -> list[list[str]]:
+    """The arguments of each pytest: paths go where they belong; where none belongs, none is started."""
+    arguments = [argument for argument in arguments if argument.rstrip("/") != "tests"]  # that is both
+    inside = [argument for argument in arguments if argument.startswith(INSIDE)]
+    outside = [argument for argument in arguments if argument.startswith("tests/") and argument not in inside]
+    runs = []
+    if outside or not inside:
+        runs.append([argument for argument in arguments if argument not in inside])
+    if inside or not outside:
+        runs.append([argument for argument in arguments if argument not in outside])
+        runs[-1] += [] if inside else [INSIDE]
+    return runs
 
 
 def bench(options: argparse.Namespace, host: Path) -> int:

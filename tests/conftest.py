@@ -9,6 +9,7 @@ from tests import long
 from tests.host.launch import stand_in_for_missing_ops
 
 ROOT = Path(__file__).resolve().parents[1]
+collect_ignore = ["inside"]  # unless it is named: its tests need a process of their own
 
 # transformers and diffusers import torchvision when they see it.
 stand_in_for_missing_ops()

@@ -1,6 +1,7 @@
-"""For scripts that run inside a ComfyUI's Python, started through launch.py with the host's folder first.
+"""For a process of ComfyUI's own, in which its modules and ours are imported.
 
-The host has packages named `tests` and `nodes` too: import what is needed of ours, then call `enter`.
+The host has packages named `tests`, `nodes` and `utils` too: it comes first on the path, and `tests` is ours
+only because it was imported before.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def enter(host: Path, *options: str) -> None:
     """Make the host's modules importable and its command line that of a CPU server with these options."""
-    while str(ROOT) in sys.path:
-        sys.path.remove(str(ROOT))
     sys.path.insert(0, str(host))
-    sys.argv[1:] = ["--cpu", *options]
-    os.chdir(host)
+    arguments, sys.argv = sys.argv, [str(host / "main.py"), "--cpu", *options]
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401  (reads the command line now)
     import utils.extra_config  # noqa: F401  (before `nodes`, which puts comfy/ and its `utils` on the path)
+
+    sys.argv = arguments
 
 
 def extension_module(name: str) -> ModuleType:

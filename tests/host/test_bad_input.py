@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.host import inside
 from tests.host.graphs import changed, node_of
 from tests.host.pictures import explained
 
@@ -137,10 +136,3 @@ def test_prompt_of_ten_thousand_words(server, turbo):
 def test_odd_prompts_run(server, turbo, text):
     result = server.run(changed(turbo, ZImageTextEncode__text=text, ZImageTurboSampler__steps=2))
     assert result.ok, explained(result)
-
-
-def test_the_host_calls_every_error_by_its_bare_name(tmp_path):
-    """A module's name before it, for an extension the path of its folder, takes the message's place."""
-    names = inside.run("errors_inside.py", tmp_path)
-    assert {"WeightsError", "NotZImage", "NoSuchRoute", "EndpointError"} <= names.keys()
-    assert [name for bare, name in names.items() if name != bare] == []
