@@ -185,8 +185,9 @@ def test_the_latent_to_inpaint_hides_what_is_repainted() -> None:
     """The left half is repainted: grey there, and the mask channel 0; the soft edge counts from one half."""
     picture, scene = torch.rand(1, 3, 32, 48), torch.rand(2, 3, 32, 48)
     mask = torch.zeros(1, 1, 32, 48)
-    mask[..., :24] = 0.6
-    mask[..., 24:32] = 0.4
+    mask[..., :16] = 0.6
+    mask[..., 16:24] = 0.5
+    mask[..., 24:32] = 0.499
     known, keep, shown = control_latent(encode, 33, picture, scene, mask).split((16, 1, 16), dim=1)
     assert torch.equal(known, encode(picture).expand(2, -1, -1, -1))
     assert torch.equal(keep, torch.tensor([0.0, 0, 0, 1, 1, 1]).expand(2, 1, 4, 6))

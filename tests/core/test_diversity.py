@@ -1,7 +1,10 @@
 """Captions with noise: whose it is, how much, and where it is not."""
 
+import numpy as np
+import pytest
 import torch
 
+from tests.core.random_models import seeds
 from zimage_core.sampling.diversity import varied
 
 
@@ -15,6 +18,17 @@ def test_the_noise_of_a_channel_is_in_proportion_to_its_spread():
     noise = varied(given, None, 0.5, [7])[0] - given[0]
     ratio = noise.std(dim=0) / given[0].std(dim=0)
     assert 0.4 < ratio.median() < 0.6 and ratio.min() > 0.3 and ratio.max() < 0.7
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_the_spread_is_the_median_deviation_of_each_channel(seed):
+    """Of lopsided values, where mean, median and mode differ. 0.6745: its share of a normal deviation."""
+    numbers = np.random.default_rng(seed).lognormal(0, 1.5, (101, 32))
+    deviation = np.median(np.abs(numbers - np.median(numbers, axis=0)), axis=0) / 0.67448975
+    given = torch.from_numpy(numbers).float()[None]
+    noise = torch.randn(101, 32, generator=torch.Generator().manual_seed(seed))
+    wanted = given[0] + 0.25 * torch.from_numpy(deviation).float() * noise
+    torch.testing.assert_close(varied(given, None, 0.25, [seed])[0], wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_one_token_of_large_values_does_not_raise_the_noise():

@@ -47,8 +47,27 @@ def test_an_edge_falls_from_one_to_exactly_nought(pixels: int) -> None:
     assert ((soft > 0) & (soft < 1)).any()
 
 
-def test_no_feather_is_the_mask_itself() -> None:
-    assert torch.equal(feathered(square(), 0), square())
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("pixels", "radius"), [(2, 1), (3, 1), (7, 3), (8, 4)])
+def test_an_edge_falls_in_even_steps(pixels: int, radius: int, turned: bool) -> None:
+    """Beside a straight edge, up to the picture's own border: 1 - d / (2 r + 1) at d pixels from it."""
+    mask = torch.zeros(1, 9, 40)
+    mask[..., :20] = 1
+    away = torch.arange(-19, 21).clamp(min=0)
+    wanted = (1 - away / (2 * radius + 1)).clamp(min=0).expand(9, 40)
+    soft = feathered(mask.mT, pixels).mT[0] if turned else feathered(mask, pixels)[0]
+    torch.testing.assert_close(soft, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pixels", [0, 1])
+def test_no_feather_is_the_mask_itself(pixels: int) -> None:
+    assert torch.equal(feathered(square(), pixels), square())
+
+
+def test_a_soft_edge_takes_nothing_from_a_grey_mask() -> None:
+    grey = 0.25 * square() + 0.5 * square(40, 19, 20)
+    soft = feathered(grey, 4)
+    assert (soft >= grey).all() and soft.max() == 0.75
 
 
 def test_a_mask_of_the_whole_picture_stays_whole() -> None:

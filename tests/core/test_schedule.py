@@ -34,14 +34,29 @@ def test_equals_diffusers(steps: int) -> None:
     torch.testing.assert_close(flow_sigmas(steps), scheduler.sigmas, atol=2e-7, rtol=0)
 
 
-def test_turbo_is_eight_steps() -> None:
-    assert torch.equal(turbo_sigmas(), flow_sigmas(8, 3.0)) and len(turbo_sigmas()) == 9
+@pytest.mark.parametrize("steps", [8, 9])
+def test_turbo_equals_diffusers(steps: int) -> None:
+    """As the official pipeline sets it up: shift 3, sigmas evenly from 1 to 1 / steps."""
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    sigmas = turbo_sigmas() if steps == 8 else turbo_sigmas(steps)
+    torch.testing.assert_close(sigmas, scheduler.sigmas, atol=2e-7, rtol=0)
 
 
-def test_denoise_keeps_the_end_of_a_finer_grid() -> None:
-    assert torch.equal(flow_sigmas(8, denoise=0.5), flow_sigmas(16)[-9:])
+@pytest.mark.parametrize(
+    ("steps", "denoise", "finer"),
+    [(8, 1.0, 8), (8, 0.5, 16), (5, 0.37, 13), (7, 0.6, 11), (8, 0.999, 8), (1, 0.3, 3)],
+)
+def test_denoise_keeps_the_end_of_a_finer_grid(steps: int, denoise: float, finer: int) -> None:
+    """finer: steps / denoise, cut off: 13.51 is 13, 11.67 is 11, as the host counts."""
+    sigmas = flow_sigmas(steps, 3.0, denoise).double()
+    even = sigmas / (3 - 2 * sigmas)  # the shift undone
+    wanted = torch.arange(steps, -1, -1, dtype=torch.float64) / finer
+    torch.testing.assert_close(even, wanted, atol=1e-6, rtol=0)
+
+
+def test_nothing_is_left_to_do_without_denoise() -> None:
     assert len(flow_sigmas(8, denoise=0.0)) == 0
-    assert len(flow_sigmas(5, denoise=0.37)) == 6
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.37, 0.6, 0.61, 1.0])
@@ -75,9 +90,10 @@ def test_values_out_of_range_are_named(arguments: tuple, named: str) -> None:
 
 
 def test_guidance_truncates_on_the_clean_side() -> None:
-    guidance = Guidance(scale=4.0, truncation=0.6)
-    assert guidance.active(0.9) and guidance.active(0.4) and not guidance.active(0.39)
+    guidance = Guidance(scale=4.0, truncation=0.75)
+    assert guidance.active(0.9) and guidance.active(0.25) and not guidance.active(0.24)
     assert not Guidance(scale=0.0).active(0.9)
+    assert Guidance(scale=0.5).active(0.0)  # without truncation to the end
 
 
 def test_normalisation_limits_each_sample() -> None:
@@ -88,3 +104,13 @@ def test_normalisation_limits_each_sample() -> None:
     torch.testing.assert_close(out[0].norm(), positive[0].norm())
     torch.testing.assert_close(out[1], positive[1])
     torch.testing.assert_close(Guidance(scale=4.0).combine(positive, negative)[0], 9 * positive[0])
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 1.5])
+def test_normalisation_never_lengthens(limit: float) -> None:
+    """Guided to 0.6, 1.2 and 3.4 times the length of the positive, each sample as a whole."""
+    positive = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(2))
+    negative = positive * torch.tensor([1.2, 0.9, -0.2]).view(3, 1, 1, 1)
+    out = Guidance(scale=2.0, normalisation=limit).combine(positive, negative)
+    lengths = torch.tensor([min(length, limit) for length in (0.6, 1.2, 3.4)])
+    torch.testing.assert_close(out, positive * lengths.view(3, 1, 1, 1))

@@ -389,10 +389,10 @@ def test_normalising_the_latents_keeps_the_pictures():
         autoencoder.normalise(model, images)
         z = model.encode(images).mode()
         found = model.decode(z)
-    assert torch.allclose(model.to_model(z).mean((0, 2, 3)), torch.zeros(16), atol=1e-3)
-    assert torch.allclose(model.to_model(z).std((0, 2, 3)), torch.ones(16), atol=1e-3)
+    assert torch.allclose(model.to_model(z).mean((0, 2, 3)), torch.zeros(16), atol=1e-6)
+    assert torch.allclose(model.to_model(z).std((0, 2, 3)), torch.ones(16), atol=1e-6)
     inside = (..., slice(24, 40), slice(24, 40))  # the border differs a little: see normalise
-    assert (found - wanted)[inside].abs().mean() < 0.2 * wanted[inside].abs().mean()
+    assert (found - wanted)[inside].abs().mean() < 0.03 * wanted[inside].abs().mean()
 
 
 def test_scaled_fp8_file_loads_close_to_the_weights():

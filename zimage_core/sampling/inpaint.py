@@ -36,9 +36,7 @@ def feathered(mask: Tensor, pixels: int) -> Tensor:
     soft = F.pad(grown(mask, radius)[:, None], (radius,) * 4, mode="replicate")
     for kernel in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
         soft = F.avg_pool2d(soft, kernel, 1)
-    # averages of equal numbers are off by a rounding error, and what was 0 must stay so
-    reached = grown(mask, 2 * radius) > 0
-    return torch.maximum(mask, soft[:, 0].clamp(0, 1)) * reached
+    return torch.maximum(mask, soft[:, 0].clamp(0, 1))
 
 
 def padded(pixels: Tensor, multiple: int) -> Tensor:

@@ -18,7 +18,7 @@ def flow_sigmas(steps: int, shift: float = SHIFT, denoise: float = 1.0) -> Tenso
         raise ValueError(f"denoise must be between 0 and 1, got {denoise}")
     if denoise == 0:
         return torch.empty(0)
-    return _shifted_grid(1.0, max(steps, int(steps / denoise)), shift)[-(steps + 1) :]
+    return _shifted_grid(1.0, int(steps / denoise), shift)[-(steps + 1) :]
 
 
 def strength_sigmas(steps: int, shift: float = SHIFT, strength: float = 1.0) -> Tensor:
