@@ -57,7 +57,7 @@ def control_rows(
     against = f"{len(chosen)} lopsided things, edges of the mirrored drawing, 8 steps, en and zh"
     follows, right = shares(drawn(True))
     return [
-        row("control: the picture follows its edges", follows, "share", ">= 0.9", against),
-        row("... and shows the asked thing", right, "share", ">= 0.8", against),
+        row("control: the picture follows its edges", follows, "share", ">= 0.97", against),
+        row("... and shows the asked thing", right, "share", ">= 0.97", against),
         row("... follows them without the control", shares(drawn(False))[0], "share", None, against),
     ]

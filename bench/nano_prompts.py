@@ -84,7 +84,7 @@ def prompt_rows(
 
     before, after = matches(plain), matches([write(model, tokenizer, prompt) for prompt in plain])
     rows = []
-    for kind, bar in (("keywords", ">= 0.1"), ("name", ">= 0")):
+    for kind, bar in (("keywords", ">= 0.65"), ("name", ">= 0")):
         chosen = [i for i, wanted in enumerate(asked) if wanted["kind"] == kind]
         shares = [sum(values[i] for i in chosen) / len(chosen) for values in (before, after)]
         against = f"thing and background right, {len(chosen)} prompts, en and zh"

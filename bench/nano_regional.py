@@ -69,8 +69,8 @@ def regional_rows(pipe: ZImagePipeline, concepts: list[Concept], drawings: Tenso
     count = len(asked)
     against = f"{count} couples, en and zh, 8 steps"
     return [
-        row("region: its thing is nearest in its box", inside[0] / count, "share", ">= 0.5", against),
-        row("... the picture's thing is nearest outside", outside[0] / count, "share", ">= 0.9", against),
+        row("region: its thing is nearest in its box", inside[0] / count, "share", ">= 0.8", against),
+        row("... the picture's thing is nearest outside", outside[0] / count, "share", ">= 0.97", against),
         row("... in the box without the region", inside[1] / count, "share", None, "the same prompt"),
         row("... in the box, one prompt for both", inside[2] / count, "share", None, "no region"),
     ]
