@@ -1,80 +1,12 @@
-"""Control networks steer our MODEL as the library does, under the host's memory, guidance and batches."""
+"""Control networks on a server, with the nano model and its autoencoder."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.host import inside
 from tests.host.graphs import api_form, changed, node_of
 from tests.host.pictures import difference, explained, picture, saved_images
-
-CLOSE = 1e-5  # relative L2
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return inside.run("control_inside.py", tmp_path_factory.mktemp("control"))
-
-
-def test_every_version_is_what_the_library_makes_of_it(found: dict) -> None:
-    """Which is held to diffusers: picture, mask and inpaint picture from the node's inputs on."""
-    assert len(found["library"]) == 5
-    assert all(distance <= CLOSE for distance in found["library"].values()), found["library"]
-
-
-def test_quantised_files_stand_for_their_weights(found: dict) -> None:
-    assert len(found["quantised"]) == 4
-    assert all(distance <= CLOSE for distance in found["quantised"].values()), found["quantised"]
-
-
-def test_each_sample_of_a_guided_batch_has_its_own_picture(found: dict) -> None:
-    assert found["batch"] <= CLOSE
-
-
-def test_pictures_are_encoded_once_and_before_the_model_is_loaded(found: dict) -> None:
-    """Two guided runs of eight steps: the picture and the grey of 2.1 once, an embedding for each prompt of
-    each run at most, and the weights loaded through the host at each step.
-    """
-    work = found["work"]
-    assert work["encoded"] == [2, 0]
-    assert work["loaded while encoding"] == []
-    assert work["embedded"] <= 4
-    assert work["weights loaded"]
-
-
-def test_it_steers_between_start_and_end_only(found: dict) -> None:
-    steps = {name: calls for name, (calls, _) in found["ranges"]["steps"].items()}
-    assert steps == {"0.0 to 1.0": 8, "0.0 to 0.5": 4, "0.5 to 1.0": 4, "0.0 to 0.0": 0, "1.0 to 1.0": 0}
-    assert all((change == 0) == (calls == 0) for calls, change in found["ranges"]["steps"].values())
-    assert found["ranges"]["no strength is the model itself"]
-
-
-def test_a_part_of_the_picture_has_the_control_in_its_size(found: dict) -> None:
-    finite, sizes = found["area"]
-    assert finite and sizes == [[64, 48], [64, 96]]
-
-
-def test_the_hosts_own_network_needs_accelerate(found: dict) -> None:
-    assert "NextDiT" in found["native"]["refusal"] and "Z-Image Accelerate" in found["native"]["refusal"]
-    assert found["native"]["accelerated"] <= CLOSE
-
-
-def test_a_control_of_another_width_is_refused_at_the_node(found: dict) -> None:
-    assert "dim 512, this model has 256" in found["too wide"]
-
-
-def test_chained_controls_add_up(found: dict) -> None:
-    assert found["several"] <= CLOSE
-
-
-def test_compiled_and_streamed_it_is_the_same(found: dict) -> None:
-    assert found["compiled"] <= CLOSE
-    distance, in_part = found["streamed"]
-    assert distance == 0 and in_part > 0
-
-
-# On a server, with the nano model and its autoencoder.
 
 
 def with_control(graph: dict, control: str, **inputs) -> dict:

@@ -1,8 +1,5 @@
-"""ZImageTextEncode: the reference's cut, batches of prompts, templates, embeddings, and no encoding twice."""
+"""ZImageTextEncode on a server: batches of prompts, and what it says of a prompt that does not fit."""
 
-import pytest
-
-from tests.host import inside
 from tests.host.graphs import changed, node_of, one_of_batch
 from tests.host.pictures import difference, picture, pixels, saved_images
 
@@ -12,49 +9,6 @@ PROMPTS = (
     "a rocket",
 )
 ROUNDING = 1.0  # grey levels: the same picture but for rounding
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> dict:
-    return inside.run("encode_inside.py", tmp_path_factory.mktemp("encode"))
-
-
-def test_features_equal_transformers_tokens_through_our_encoder(measured):
-    """Plain, cut at 512 as the reference cuts, not cut, with a system prompt, with a template."""
-    assert max(measured["distances"].values()) < 1e-5, measured["distances"]
-
-
-def test_a_batch_holds_what_single_prompts_give(measured):
-    assert max(measured["batch"].values()) == 0
-
-
-def test_embeddings(measured):
-    found = measured["embedding"]
-    assert found["distance"] < 1e-5
-    assert found["text"].count("red apple") == 2
-    assert "embedding" not in found["note"]
-
-
-def test_what_has_no_effect_is_named(measured):
-    said = measured["embedding"]["unusable"]
-    assert "embedding:gone" in said and "embedding:narrow" in said and "768" in said
-    assert "(big:1.2)" in said and "small" not in said and "16:9" not in said
-
-
-def test_nothing_is_encoded_twice_and_nothing_is_stale(measured):
-    assert measured["encodings"] == {
-        "a new prompt": 1,
-        "another node, the same prompt": 0,
-        "four prompts": 4,
-        "one of four changed": 1,
-        "another template": 1,
-        "patched": 1,
-        "patched, again": 0,
-        "without the patch": 0,
-        "stale": 0,
-        "fills the room": 1,
-        "after that": 1,
-    }
 
 
 def test_a_batch_makes_the_pictures_of_single_prompts(server, turbo):

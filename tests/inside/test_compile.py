@@ -33,8 +33,9 @@ def model(scratch):
 
 @pytest.fixture(scope="module")
 def runs(model) -> dict[str, tuple[int, float]]:
-    """By prompt, one after another: how many graphs there are by then, and how far the latents are from those
-    of the model that is not compiled.
+    """By prompt, one after another: how many graphs there are by then, and how far the latents are off.
+
+    That is from those of the model that is not compiled.
     """
     compiled = TorchCompileModel.execute(model, "inductor").result[0]
     found = {}
