@@ -116,7 +116,7 @@ def failure(endpoint: Endpoint, **settings: object) -> str:
         ask(endpoint, **settings)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(endpoint)
     assert KEY not in shown and KEY[:12] not in shown
-    assert caught.value.__context__ is None, "what hangs on the error may hold the request"
+    assert caught.value.__context__ is caught.value.__cause__ is None, "they may hold the request"
     assert repr(endpoint.name) in str(caught.value) and endpoint.host in str(caught.value)
     return str(caught.value)
 
@@ -181,6 +181,19 @@ def test_an_unusable_answer_is_told_from_none(serve):
         assert caught.value.answered == answered, body
 
 
+def test_the_end_is_not_waited_for(serve):
+    """A server may leave the connection open after its last word."""
+
+    def stay(request: Request) -> None:
+        request.stream()
+        request.wfile.write(FINE)
+        wait(request)
+
+    server = serve(stay)
+    assert ask(server.endpoint()) == "A fox in the snow."
+    assert server.hung_up.wait(2)
+
+
 def test_a_connection_that_breaks(serve):
     """Fewer bytes than announced, before and after the first word: never asked a second time."""
     long = {**SSE, "Content-Length": "9999"}
@@ -212,7 +225,20 @@ def test_refusals(serve, caplog, status, words):
         assert words in message and f"HTTP {status}: xxx" in message and "bad key ***" in message
         assert len(server.requests) == 1 and len(message) < 600
     assert KEY not in caplog.text
+    assert "HTTP 204: no reason given" in failure(serve(says(204, b"")).endpoint())
     assert "set key_env" in failure(serve(says(401, b"")).endpoint())
+
+
+def test_a_reason_in_two_pieces(serve):
+    """It is shown as plain text on one line."""
+
+    def slowly(request: Request) -> None:
+        body = json.dumps({"error": {"message": "\x1b[31mno\nsuch model"}}).encode()
+        request.answer(400, body[:20], {"Content-Length": str(len(body))})
+        time.sleep(0.2)
+        request.wfile.write(body[20:])
+
+    assert "(HTTP 400: [31mno such model)" in failure(serve(slowly).endpoint())
 
 
 def test_a_key_is_not_repeated_from_an_answer(serve):
@@ -419,6 +445,23 @@ def test_the_environment_cannot_redirect(serve, monkeypatch, tmp_path):
     message = failure(Endpoint("mine", "https://chat.example/v1", "m", "TEST_KEY", limits=QUICK))
     assert "proxy refused the connection (HTTP 407)" in message and "secret" not in message
     assert connects[0].path == "chat.example:443" and KEY not in str(connects[0].headers)
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"127.0.0.1:{proxy.server_port}")
+    failure(Endpoint("mine", "https://chat.example/v1", "m", limits=QUICK))
+    assert len(connects) == 2, "a proxy without its scheme"
+    failure(server.endpoint(url=f"https://127.0.0.1:{server.server_port}/v1"))
+    with monkeypatch.context() as without:
+        without.setattr(socket, "getaddrinfo", unknown)
+        without.setenv("no_proxy", "chat.example")
+        for url in ("https://chat.example/v1", "http://other.example/v1"):
+            assert "no address is known" in failure(Endpoint("mine", url, "m", limits=QUICK))
+    assert len(connects) == 2 and not proxy.requests, (
+        "a local address, one that is to be left out, plain http"
+    )
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "socks5://127.0.0.1:1")
     message = failure(Endpoint("mine", "https://chat.example/v1", "m", limits=QUICK))
@@ -430,8 +473,9 @@ def test_the_key_in_the_environment(serve, monkeypatch):
     monkeypatch.setenv("TEST_KEY", f" {KEY}\n")
     ask(server.endpoint(key_env="TEST_KEY"))
     assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
-    monkeypatch.setenv("TEST_KEY", f"{KEY}\r\nHost: elsewhere")
-    assert "TEST_KEY holds characters that no key has" in failure(server.endpoint(key_env="TEST_KEY"))
+    for wrong in (f"{KEY}\r\nHost: elsewhere", f"{KEY}\u00e9"):
+        monkeypatch.setenv("TEST_KEY", wrong)
+        assert "TEST_KEY holds characters that no key has" in failure(server.endpoint(key_env="TEST_KEY"))
     monkeypatch.delenv("TEST_KEY")
     assert "TEST_KEY is not set" in failure(server.endpoint(key_env="TEST_KEY"))
     assert len(server.requests) == 1

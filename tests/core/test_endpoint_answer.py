@@ -58,6 +58,7 @@ GOOD = {
     "no stream, no finish_reason": whole(finish=None),
     "no stream, empty lines first (DeepSeek)": "\n\n\n" + whole(),
     "no stream, a comment first (OpenRouter)": ": OPENROUTER PROCESSING\n\n" + whole(),
+    "no stream, over many lines, not indented": json.dumps(json.loads(whole()), indent=0),
     "no stream, one event": f"data: {whole()}\n\n",
     "no stream, a byte order mark": b"\xef\xbb\xbf" + whole().encode(),
     "a list of one object": f"[{whole()}]",
@@ -109,6 +110,7 @@ GOOD = {
         [{"type": "reasoning", "text": "Hmm"}, {"type": "output_text", "text": TEXT}]
     ),
     "one part": whole({"type": "text", "text": TEXT}),
+    "a part without a type": whole([{"text": TEXT}]),
     "parts that are texts": whole(["A fox ", "in the snow."]),
     # A whole message in a stream
     "deltas, then the whole (MiniMax)": WORDS + f"data: {whole()}\n\n",
@@ -149,6 +151,10 @@ BAD = {
         'refused: "I can\'t."',
     ),
     "a refusal, no stream": (whole(None, refusal="No."), "refused: 'No.'"),
+    "no end, a message beside each delta": (
+        chunk("A fox ", message={"content": "A fox "}),
+        "broke off after 5",
+    ),
     "no end": (WORDS, "broke off after 18 characters"),
     "half an event": (WORDS + chunk(" now")[:-9], "expected JSON|broke off"),
     # Errors with HTTP status 200
@@ -181,7 +187,7 @@ BAD = {
         event(object="error", message="too long", code=400) + DONE,
         "'too long'",
     ),
-    "an error of FastAPI": ('{"detail": "Not authenticated"}', "'Not authenticated'"),
+    "an error of FastAPI": ('{"detail": "Not authenticated"}', "reports 'Not authenticated'"),
     "a list of errors of FastAPI": (
         '{"detail": [{"loc": ["body"], "msg": "field required"}]}',
         "'field required'",
@@ -231,6 +237,17 @@ CUT = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "field", ("reasoning_content", "reasoning", "reasoning_details", "reasoning_text", "thinking")
+)
+def test_only_thinking(field):
+    """A list or a text, in a stream or not: it is no answer, and the error says so."""
+    for thought in ("Hmm", [{"type": "reasoning.text", "text": "Hmm"}]):
+        for body in (chunk(finish="stop", **{field: thought}) + DONE, whole(None, **{field: thought})):
+            with pytest.raises(UnusableAnswer, match="only thought"):
+                read(body)
+
+
 @pytest.mark.parametrize("reason", ENDS)
 def test_reasons_that_are_an_end(reason):
     assert read(WORDS + chunk(finish=reason)) == read(whole(finish=reason)) == TEXT
@@ -238,11 +255,8 @@ def test_reasons_that_are_an_end(reason):
 
 @pytest.mark.parametrize(("reason", "words"), [(reason, words) for words in CUT for reason in CUT[words]])
 def test_reasons_that_are_no_end(reason, words):
-    for body in (
-        WORDS + chunk(finish=reason) + DONE,
-        whole(finish=reason),
-        WORDS + chunk(finish=reason) + USAGE,
-    ):
+    end = chunk(finish=reason)
+    for body in (WORDS + end + DONE, whole(finish=reason), WORDS + end + USAGE, WORDS + end + chunk("")):
         with pytest.raises(UnusableAnswer, match=words.format(reason=reason.lower())):
             read(body)
 

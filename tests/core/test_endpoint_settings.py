@@ -49,6 +49,19 @@ def test_a_settings_file(tmp_path):
         assert found["home"].extra_body == {"enable_thinking": False}
 
 
+def test_a_long_timeout_is_not_cut_off(tmp_path):
+    path = tmp_path / "endpoints.json"
+    for seconds, total in ((30, 600), (3600, 3600)):
+        path.write_text(json.dumps({"a": URL | {"timeout": seconds}}))
+        limits = read_endpoints(path)["a"].limits
+        assert (limits.silence, limits.total) == (seconds, total)
+
+
+@pytest.mark.parametrize("end", ("", "/", "/chat/completions", "/chat/completions/"))
+def test_the_address_of_the_chat(end):
+    assert Endpoint("mine", f"https://a.b/v1{end}", "m").chat_url == "https://a.b/v1/chat/completions"
+
+
 URL = {"url": "https://chat.example/v1", "model": "m"}
 WRONG = {
     "a list": ([], "holds a list, expected an object"),
@@ -59,9 +72,11 @@ WRONG = {
     "wrong kind": ({"a": URL | {"model": 7}}, "found a number as model, expected texts"),
     "true": ({"a": URL | {"timeout": True}}, "found true or false as timeout"),
     "no time": ({"a": URL | {"timeout": 0}}, "timeout is 0"),
+    "no end": ({"a": URL | {"timeout": float("inf")}}, "timeout is inf"),
     "unknown": ({"a": URL | {"modle": "m"}}, "found text as modle, expected texts as url and model"),
     "no scheme": ({"a": URL | {"url": "localhost:11434/v1"}}, "url is no plain address"),
     "another scheme": ({"a": URL | {"url": "file:///etc/passwd"}}, "url is no plain address"),
+    "no host": ({"a": URL | {"url": "http://:80/v1"}}, "url is no plain address"),
     "no port": ({"a": URL | {"url": "http://localhost:99999/v1"}}, "url is no plain address"),
     "a line break": ({"a": URL | {"url": "http://localhost/\nv1"}}, "url is no plain"),
     "a login": ({"a": URL | {"url": f"https://me:{KEY}@chat.example/v1"}}, r"plain address \(no login"),

@@ -33,7 +33,7 @@ class ChatAnswer:
 
     def __init__(self, max_tokens: int, secret: str | None = None):
         self.max_tokens, self.secret = max_tokens, secret
-        self.ended = False  # nothing that comes now is read
+        self.ended = False  # nothing that may come now belongs to it
         self._received = 0
         self._data: list[bytes] = []  # lines of an event
         self._other: Any = "nothing"  # what came without choices
@@ -84,7 +84,7 @@ class ChatAnswer:
         data, self._data = b"\n".join(self._data).strip(), []
         if data == b"[DONE]":
             self.ended = True
-        elif data and not self.ended:
+        elif data:
             if (found := read_json(data)) is None:
                 what = quoted(data, self.secret)
                 hint = ". The address may lack /v1" if what == WEB_PAGE else ""
@@ -97,7 +97,11 @@ class ChatAnswer:
         found = found if isinstance(found, dict) else {"error": found}
         choices = found.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        if error := found.get("error") or choice.get("error") or (not choice and _first(found, "errors")):
+        if (
+            error := found.get("error")
+            or choice.get("error")
+            or (not choice and _first(found, "errors") and found)
+        ):
             raise UnusableAnswer(f"the server reports {server_words(error, self.secret)!r}")
         if not choice:
             self._other = found
