@@ -69,8 +69,10 @@ def diffusers_controlled_velocity(
     sigma: Tensor,
     captions: list[Tensor],
 ) -> Tensor:
-    """controls: (network, latent, strength). diffusers keeps the hints for the noise refiner inside its
-    ControlNet; the network was trained with them in the transformer's refiner too, where they are added here.
+    """The velocity of one step under controls, each (network, latent, strength).
+
+    diffusers keeps the hints for the noise refiner inside its ControlNet. The network was trained with them
+    in the transformer's refiner too, where they are added here.
     """
     hints: list[Tensor] = []
     samples: dict[int, Tensor] = {}

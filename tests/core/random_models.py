@@ -20,9 +20,7 @@ def seeds(count: int) -> list[int]:
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Normal weights of variance 1/fan-in, norms near one, biases small: activations keep their size through
-    the depth.
-    """
+    """Normal weights of variance 1/fan-in, norms near one, small biases: activations keep their size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -24,8 +24,10 @@ NEW = ("siglip_embedder.", "siglip_refiner.", "siglip_pad_token")
 
 
 class Peer(ZImageTransformer2DModel):
-    """diffusers' model without the two differences from ComfyUI's that our docstring decides: positions of a
-    segment that are padded twice, and the picture's missing siglip features counted as noisy.
+    """diffusers' model without the two differences from ComfyUI's that our docstring decides.
+
+    They are positions of a segment that are padded twice, and the picture's missing siglip features counted
+    as noisy.
     """
 
     def _pad_with_ids(self, feat, pos_grid_size, pos_start, device, noise_mask_val=None):

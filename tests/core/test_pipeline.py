@@ -1,6 +1,4 @@
-"""Prompt to latents and pixels: the whole pipeline against diffusers' on a folder that diffusers itself
-wrote.
-"""
+"""Prompt to latents and pixels: the pipeline against diffusers', on a folder that diffusers itself wrote."""
 
 from __future__ import annotations
 

@@ -44,8 +44,10 @@ class RegionalReference(Reference):
         return self.linear(f"{name}.to_out.0", out.transpose(0, 1).flatten(1))
 
     def velocity(self, latent: Tensor, sigma: float, captions: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """captions: the prompt's features and those of each region; weights: of each region, [rows, columns]
-        of patches.
+        """The velocity with regions.
+
+        captions: the prompt's features and those of each region. weights: of each region, [rows, columns] of
+        patches.
         """
         latent = latent.double()
         channels, height, width = latent.shape
@@ -212,8 +214,10 @@ def one_layer() -> S3DiT:
 
 
 def test_what_sees_what() -> None:
-    """By gradients of the velocity at one patch: inside the region it follows the region's caption and not
-    the prompt, outside the other way round, and everywhere it follows every patch of the picture.
+    """By gradients of the velocity at one patch.
+
+    Inside the region it follows the region's caption and not the prompt, outside the other way round, and
+    everywhere it follows every patch of the picture.
     """
     model = one_layer()
     x, sigma, caption = random_inputs(TINY, SEED, size=(8, 8))

@@ -1,6 +1,4 @@
-"""What a run computes once: the same bits as computing it each time, and the count that proves it was
-once.
-"""
+"""What a run computes once: the same bits as each time anew, and the count that proves it was once."""
 
 from __future__ import annotations
 

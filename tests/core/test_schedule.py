@@ -1,6 +1,4 @@
-"""Sigma grids and guidance against the published table, diffusers' scheduler, and its pipeline's
-arithmetic.
-"""
+"""Sigma grids and guidance against the published table, diffusers' scheduler and its pipeline."""
 
 from __future__ import annotations
 

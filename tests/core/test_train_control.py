@@ -49,8 +49,9 @@ def test_the_file_fits_nano_in_four_megabytes() -> None:
 
 
 def test_control_learns_beside_frozen_weights_and_resumes(tmp_path, bpe) -> None:  # noqa: F811
-    """The control picture is the picture itself here, as it is or negative, which only the control says: with
-    its file the model's error falls for both, and a stopped training goes on to exactly the same file.
+    """With the control's file the model's error falls, and a stopped training goes on to the same file.
+
+    The control picture is the picture itself here, as it is or negative, which only the control says.
     """
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(len(CONCEPTS), 1, 16, 1, 1, generator=generator).expand(

@@ -1,5 +1,6 @@
-"""S3DiT against an independent float64 forward and against diffusers, on the same random weights; how far it
-is from both is in test_parity.py.
+"""S3DiT against an independent float64 forward and against diffusers, on the same random weights.
+
+How far it is from both is in test_parity.py.
 """
 
 from __future__ import annotations
@@ -70,9 +71,7 @@ def test_grouped_query_attention_equals_repeated_heads() -> None:
 
 
 def test_pads_are_attended() -> None:
-    """The learned pad tokens change the picture, as in the reference; masking them would be a different
-    model.
-    """
+    """The learned pad tokens change the picture, as in the reference: masked, it were another model."""
     (seed,) = seeds(1)
     model = random_s3dit(TINY, seed)
     x, sigma, caption = random_inputs(TINY, seed)

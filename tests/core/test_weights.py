@@ -266,8 +266,9 @@ def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_ming_image_is_told_from_z_image(quantised: bool, model: S3DiT, tmp_path: Path) -> None:
-    """It is made of the same blocks. Its Design kind has no pad tokens, its Layer kind a marker or metadata;
-    whether the file is quantised does not matter.
+    """It is made of the same blocks, and is known whether its file is quantised or not.
+
+    Its Design kind has no pad tokens, its Layer kind a marker or metadata.
     """
     state = transformer_to_diffusers(model.state_dict())
     state = {k: v.contiguous() for k, v in state.items()}

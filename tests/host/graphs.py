@@ -35,8 +35,9 @@ def inside(blueprint: dict) -> dict:
 
 
 def blueprint_to_api(definition: dict, contracts: dict, given: dict) -> dict:
-    """What `inside` returned -> API form: `given` maps inputs of the subgraph to links or values, the others
-    keep the inner widgets' values; its picture is saved.
+    """What `inside` returned -> API form; its picture is saved.
+
+    given: links or values of the subgraph's inputs; the others keep the inner widgets' values.
     """
     graph = to_api(definition, contracts)
     nodes = {node["id"]: node for node in definition["nodes"]}
@@ -66,8 +67,9 @@ def widget_slots(contract: dict) -> list[str | None]:
 
 
 def widget_values(node: dict, contract: dict) -> dict:
-    """What a node of a saved graph has in its widgets, by input. The page gives optional ones that were
-    appended since their defaults.
+    """What a node of a saved graph has in its widgets, by input.
+
+    The page gives optional ones that were appended since their defaults.
     """
     slots, values = widget_slots(contract), node.get("widgets_values", [])
     later = {name for name in slots[len(values) :] if name}
@@ -77,8 +79,10 @@ def widget_values(node: dict, contract: dict) -> dict:
 
 
 def to_api(workflow: dict, contracts: dict) -> dict:
-    """UI form -> API form, by the contracts of /object_info. Plain graphs: no subgraph, no muted node; inside
-    a subgraph, inputs that come from outside keep their widgets' values.
+    """UI form -> API form, by the contracts of /object_info.
+
+    Plain graphs: no subgraph, no muted node. Inside a subgraph, inputs that come from outside keep their
+    widgets' values.
     """
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] != SUBGRAPH_INPUT}
     graph = {}

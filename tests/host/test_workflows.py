@@ -87,8 +87,9 @@ def test_runs_as_it_stands_and_the_picture_carries_it(server, name):
 
 
 def test_accelerate_runs_on_files_of_the_official_names(server, base):
-    """As it stands it lacks nothing but the three files. With a transformer of the official name it runs:
-    only the text encoder and the VAE are small ones here, the picture small and its steps few.
+    """As it stands it lacks nothing but the three files, and with a transformer of the official name it runs.
+
+    Only the text encoder and the VAE are small ones here, the picture small and its steps few.
     """
     graph = graphs.api_form(ACCELERATE)
     refused = server.run(graph)

@@ -58,8 +58,9 @@ def check_no_overlap(nodes: list[dict]) -> None:
 
 
 def check_downloads(nodes: list[dict]) -> None:
-    """Loaders say where the full-size files are. The page offers those that are chosen and absent: with nano
-    chosen, none.
+    """Loaders say where the full-size files are.
+
+    The page offers those that are chosen and absent: with nano chosen, none.
     """
     for node in nodes:
         models = node["properties"].get("models", [])
