@@ -35,6 +35,8 @@ BLOCK = 128  # rows and columns to a scale where neither divides the weight (Dee
 FORMAT = re.compile(rf"({'|'.join(FP8)})(_tensorwise|_rowwise|_blockwise|_block3d)?")
 SPEC_KEYS = {"format", "full_precision_matrix_mult", "group_size", "block_size", "orig_shape", "orig_dtype"}
 
+FNUZ = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
 Formats = dict[str, dict]  # layer path -> {"format": "float8_e4m3fn", ...}
 
 
@@ -83,6 +85,9 @@ def normalise(
     if not formats:
         _check_unscaled(name, out)
     _drop_input_scales(out, formats)
+    for key, value in out.items():  # the types of fp8 that nothing computes with
+        if value.dtype in FNUZ and key.removesuffix(".weight") not in formats:
+            out[key] = value.bfloat16()
     return out, formats
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from comfy.supported_models_base import ClipTarget
 from ....zimage_core.config import Qwen3Config
 from ....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
 from ..built_in import NANO
+from .quantised import APART, fp8_layers, markers
 
 NANO_TOKENIZER = NANO / "tokenizer"
 
@@ -40,12 +42,20 @@ def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
         "clip_type": comfy.sd.CLIPType.LUMINA2,
     }
-    if path.is_dir() or checkpoint.prefix:  # the host takes a list of shards for several encoders
-        clip = comfy.sd.load_text_encoder_state_dicts([checkpoint.plain()], **options)
+    if path.is_dir() or checkpoint.prefix or checkpoint.formats:
+        clip = comfy.sd.load_text_encoder_state_dicts([encoder_state(checkpoint)], **options)
     else:
         clip = comfy.sd.load_clip([str(path)], **options)
     clip.tokenizer.qwen3_4b.embedding_directory = options["embedding_directory"]  # 0.3.75 leaves it out
     return clip
+
+
+def encoder_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A text encoder's state dict as the host's loader takes it, with what says which layers are fp8."""
+    state, formats = fp8_layers(checkpoint)
+    if formats and APART:
+        return state | {"_quantization_metadata": json.dumps({"layers": formats})}
+    return state | markers(formats)
 
 
 class NanoTokens(comfy.sd1_clip.SDTokenizer):

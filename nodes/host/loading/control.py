@@ -13,7 +13,8 @@ from ....zimage_core.weights import read_control
 from ..built_in import NANO
 from ..running.control import HostControlNet
 from .model import Config
-from .patcher import patched, quantised_state
+from .patcher import patched
+from .quantised import quantised_state
 
 
 def load_control(path: Path, disable_dynamic: bool = False) -> Any:
@@ -26,9 +27,12 @@ def load_control(path: Path, disable_dynamic: bool = False) -> Any:
     elif checkpoint.formats:
         load_device = management.get_torch_device()
         config = Config({"image_model": "lumina2"})
-        state = quantised_state(config, checkpoint)
-        compute = management.unet_manual_cast(None, load_device, list(config.supported_inference_dtypes))
-        operations = comfy.ops.pick_operations(None, compute, load_device=load_device, model_config=config)
+        state, quantised = quantised_state(config, checkpoint)
+        if quantised:
+            compute = management.unet_manual_cast(None, load_device, list(config.supported_inference_dtypes))
+            operations = comfy.ops.pick_operations(
+                None, compute, load_device=load_device, model_config=config
+            )
     network = HostControlNet(
         checkpoint.config, management.unet_offload_device(), checkpoint.dtype, operations
     )

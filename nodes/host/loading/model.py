@@ -23,7 +23,8 @@ from ..running.conds import caption_conds
 from ..running.references import CELLS, PATCH_AREA, reference_conds
 from ..running.regions import REGIONS
 from ..running.s3dit import HostS3DiT
-from .patcher import patched, quantised_state
+from .patcher import patched
+from .quantised import quantised_state, saveable
 
 DTYPES = {
     "auto": None,
@@ -78,6 +79,9 @@ class Config(comfy.supported_models.ZImage):
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> Model:
         return Model(self, device=device)
 
+    def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        return super().process_unet_state_dict_for_saving(saveable(state_dict))
+
 
 class NanoLatentFormat(comfy.latent_formats.Flux):
     """Flux's scaling with the small autoencoder's own preview colours, fitted when it was trained."""
@@ -110,20 +114,31 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     if built_in:
         config.latent_format = NanoLatentFormat()
     dtype = DTYPES[weight_dtype]
-    # a chosen type replaces the file's fp8, which saves nothing worth having in the small built-in model
-    quantised = bool(checkpoint.formats) and dtype is None and not built_in
-    if quantised:
-        state = quantised_state(config, checkpoint)
-    else:  # fp8 without scales stays as it is: the host casts it at each use
-        state = checkpoint.plain() if checkpoint.formats else dict(checkpoint.tensors)
+    quantised = False
+    if not checkpoint.formats:  # fp8 without scales stays as it is: the host casts it at each use
+        state = dict(checkpoint.tensors)
+    elif dtype is None and not built_in:
+        state, quantised = quantised_state(config, checkpoint)
+    else:  # a chosen type replaces the file's fp8, and fp8 saves nothing worth having in the built-in model
+        state = checkpoint.plain(torch.float32 if dtype == torch.float32 else None)
 
-    _set_dtypes(config, state, dtype, quantised)
+    stored = _set_dtypes(config, state, dtype, quantised)
     model = config.get_model(state, "").to(management.unet_offload_device())
     patcher = patched(model, load_patcher, (path, weight_dtype), disable_dynamic)
+    wide = {}
+    if stored.itemsize == 1 and not quantised:
+        # norms, biases and pad tokens lose much in fp8 and save nothing; nor is the rest of a file narrowed
+        wide = {
+            key: value
+            for key, value in state.items()
+            if value.itemsize > 1 and (dtype is None or value.ndim < 2 or key.endswith("pad_token"))
+        }
     options = {}
     if "assign" in inspect.signature(model.load_model_weights).parameters:
         options["assign"] = patcher.is_dynamic()
-    model.load_model_weights(state, "", **options)
+    model.load_model_weights(state, "", **options)  # takes them out of state
+    if wide:
+        model.diffusion_model.load_state_dict(wide, strict=False, assign=True)
     return patcher
 
 
@@ -132,8 +147,8 @@ def _set_dtypes(
     state: dict[str, torch.Tensor],
     dtype: torch.dtype | None,
     quantised: bool,
-) -> None:
-    """The types that the host's own loader would choose: of the stored weights, and of the computation."""
+) -> torch.dtype:
+    """The types that the host's own loader would choose, of weights and computation; returns the former."""
     supported, load_device = list(config.supported_inference_dtypes), management.get_torch_device()
     if dtype is None:
         dtype = management.unet_dtype(
@@ -148,3 +163,4 @@ def _set_dtypes(
         else {}
     )
     config.set_inference_dtype(dtype, manual_cast, **options)
+    return dtype

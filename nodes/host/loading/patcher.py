@@ -1,18 +1,13 @@
-"""What every network of ours needs in the host: its patcher, and fp8 layers as this host takes them."""
+"""What every network of ours needs in the host: its patcher."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
-import comfy.supported_models
-import comfy.utils
 import torch
-
-from ....zimage_core.weights import Checkpoint
 
 
 def patched(
@@ -29,15 +24,3 @@ def patched(
     )
     patcher.cached_patcher_init = (load, settings)
     return patcher
-
-
-def quantised_state(config: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """fp8 layers as this host's per-layer quantisation takes them."""
-    state = dict(checkpoint.tensors)
-    if "layer_quant_config" in vars(comfy.supported_models.supported_models_base.BASE):  # 0.3.72 to 0.3.76
-        config.layer_quant_config = checkpoint.formats
-    else:
-        for layer, spec in checkpoint.formats.items():
-            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(spec).encode()), dtype=torch.uint8)
-        config.quant_config = comfy.utils.detect_layer_quantization(state, "")
-    return state

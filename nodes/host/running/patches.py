@@ -24,9 +24,7 @@ class HostPatches(BlockHook):
 
     def __init__(self, options: dict) -> None:
         self.options = options
-        self.patches = {
-            stack: options.get("patches", {}).get(kind, ()) for stack, kind in self.KINDS.items()
-        }
+        self.patches = {stack: options.get("patches", {}).get(kind, ()) for stack, kind in self.KINDS.items()}
         self.capturable = not any(self.patches.values())
 
     def prepare(self, model: S3DiT, x: Tensor, prepared: Prepared, time: Time, memo: RunMemo) -> BlockHook:

@@ -48,9 +48,7 @@ class HostAttention(Attention):
         attend = host_attention.optimized_attention_masked
         if bias is not None and attend is MASKLESS:
             attend = host_attention.attention_pytorch
-        out = attend(
-            *self.by_head(q, k, v), self.heads, bias, skip_reshape=True, transformer_options=options
-        )
+        out = attend(*self.by_head(q, k, v), self.heads, bias, skip_reshape=True, transformer_options=options)
         if "block_index" in options:
             for patch in options.get("patches", {}).get("attn1_output_patch", ()):
                 out = patch(out, self.extra_options(options))
@@ -142,9 +140,7 @@ class HostS3DiT(S3DiT):
         controls = [control for patch in patches if (control := patch.at(x, options)) is not None]
         replacements = options.get("patches_replace", {}).get("dit", {})
         hooks = [HostPatches(options), *controls, *([Replacements(replacements)] if replacements else ())]
-        prepared, time, hooks = self.prepare(
-            x, timesteps, run.memo.once(key, condition), hooks, run.memo
-        )
+        prepared, time, hooks = self.prepare(x, timesteps, run.memo.once(key, condition), hooks, run.memo)
         joint = prepared.joint
         for tensor, dim in ((prepared.text, 1), (joint.freqs, 1), (joint.bias, 2), (joint.bias, 3)):
             if tensor is not None and tensor.shape[dim] > 1:
