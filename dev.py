@@ -41,7 +41,9 @@ BENCHES = {
     "memory": "what a forward needs and what ComfyUI expects",
     "diversity": "how much pictures of one prompt differ",
     "roofline": "predicted time of a forward on cards, without one",
+    "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }
+GPU_PARTS = ("speed", "memory", "nano")
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {
     "web": "the tests in a browser instead",
@@ -266,6 +268,32 @@ def bench(options: argparse.Namespace, host: Path) -> int:
     return 0 if publish(rows, lambda text: print(text, flush=True), options.json) else 1
 
 
+def bench_gpu(options: argparse.Namespace, host: Path | None) -> int:
+    """With what this interpreter has and what lies in bench/wheels."""
+    from bench import carried
+
+    if options.pack:
+        print(f"{carried.pack(options.pack, host):.1f} MB in {options.pack.resolve()}")
+        return 0
+    if options.host or (CACHE / HOST_NAME).is_dir():
+        os.environ["COMFYUI_PATH"] = str(Path(options.host or CACHE / HOST_NAME).expanduser().resolve())
+    carried.unpack()
+    try:
+        import torch
+    except ImportError:
+        raise SetupFailed(f"{sys.executable} has no torch; run this file by a Python that has it.") from None
+    if not options.tiny and not torch.cuda.is_available():
+        raise SetupFailed("torch sees no GPU here; --tiny runs the same on the CPU at small sizes.")
+    from bench import gpu
+    from bench.table import publish
+    from tests.host.launch import stand_in_for_missing_ops
+
+    stand_in_for_missing_ops()
+    rows = gpu.run(options.part, options.tiny)
+    path = options.json or ROOT / "output" / "bench-gpu.json"
+    return 0 if publish(rows, lambda text: print(text, flush=True), path) else 1
+
+
 def serve(options: argparse.Namespace, host: Path) -> int:
     """Models, input and output live under .host/base; a chosen ComfyUI's own model folders are read too."""
     from tests.host.server import ComfyServer
@@ -315,6 +343,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if name == "roofline":
             sub.add_argument("--plain", action="store_true", help="without optional packages")
         sub.set_defaults(run=bench)
+    sub.add_argument("--part", choices=GPU_PARTS, help="only that, at most 4 minutes; all are at most 8")
+    sub.add_argument("--tiny", action="store_true", help="on the CPU at small sizes: does the bench work?")
+    sub.add_argument("--pack", type=Path, metavar="DIR", help="make a folder for a machine without network")
+    sub.set_defaults(run=bench_gpu)
 
     sub = commands.add_parser("host", parents=[shared], help="a ComfyUI with this extension")
     sub.add_argument("--port", type=int, default=8188)
@@ -330,6 +362,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     options = parse(sys.argv[1:])
     try:
+        if options.run is bench_gpu and not options.pack:
+            return bench_gpu(options, None)
         python, host = set_up(options.host, options.sets + (LONG_NEEDS if options.long else []))
         if Path(sys.prefix).resolve() != python.parent.parent.resolve():
             command = [str(python), str(ROOT / "dev.py"), *sys.argv[1:]]

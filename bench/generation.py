@@ -1,32 +1,27 @@
-"""Greedy text of ours and of transformers on the same weights, interleaved in one process.
-
-On a GPU the whole Qwen3-4B; on a CPU a few of its layers under its whole vocabulary.
-"""
+"""Greedy text of ours and of transformers on the same weights, interleaved in one process."""
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import torch
 from transformers import Qwen3ForCausalLM
 
 from bench.rows import row
-from tests.core.test_text_encoder import peer_config
+from bench.timing import interleaved
+from tests.core.peers import qwen3_config
 from zimage_core import Qwen3Config, Qwen3TextEncoder
 from zimage_core.prompt.writing import Sampling, generate, steps
 
 PROMPT, COUNT = 64, 32  # tokens read and written
-CPU_SLICE = Qwen3Config(num_hidden_layers=4)
 BAR = "<= 1.1"
 
 
 @torch.inference_mode()
-def rows(clock, rounds: int = 7) -> list[dict]:
-    """clock(device, call) -> seconds."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = Qwen3Config() if device == "cuda" else CPU_SLICE
+def rows(config: Qwen3Config, device: str, rounds: int = 7, until: float = math.inf) -> list[dict]:
     with torch.device(device):
-        peer = Qwen3ForCausalLM._from_config(peer_config(config), dtype=torch.bfloat16).eval()
+        peer = Qwen3ForCausalLM._from_config(qwen3_config(config), dtype=torch.bfloat16).eval()
     model = Qwen3TextEncoder(config, "meta", torch.bfloat16, language_model=True)
     model.load_state_dict(
         {name: value for name, value in peer.state_dict().items() if name in model.state_dict()}, assign=True
@@ -43,17 +38,13 @@ def rows(clock, rounds: int = 7) -> list[dict]:
         made = peer.generate(ids, do_sample=False, min_new_tokens=COUNT, max_new_tokens=COUNT)
         return made[0, PROMPT:].tolist()
 
-    times: dict = {ours: [], theirs: []}
-    for call in times:
-        call()
-    for number in range(rounds):
-        for call in (ours, theirs) if number % 2 else (theirs, ours):
-            times[call].append(clock(device, call) / COUNT)
+    calls = {"ours": ours, "transformers": theirs}
+    times = interleaved(calls, device, rounds, until)
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     label = f"{where}, bf16, text, {config.num_hidden_layers} of 36 layers"
-    ratio = statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+    best = {name: 1000 * min(seconds) / COUNT for name, seconds in times.items()}
+    ratio = statistics.median(a / b for a, b in zip(times["ours"], times["transformers"], strict=True))
     return [
-        row(f"{label}: ours", 1000 * min(times[ours]), "ms per token, best"),
-        row(f"{label}: transformers", 1000 * min(times[theirs]), "ms per token, best"),
+        *(row(f"{label}: {name}", value, "ms per token, best") for name, value in best.items()),
         row(f"{label}: ours / transformers", ratio, "x, paired median", BAR, "transformers"),
     ]

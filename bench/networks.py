@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from tests.host import inside
+from tests.host.native_network import native_network
 from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
@@ -32,13 +34,7 @@ def normal_weights(config: S3DiTConfig, device: str, dtype: torch.dtype) -> S3Di
 
 def native(model: S3DiT, device: str) -> nn.Module:
     """The host's network on the same tensors, with its own operations and attention, in this process."""
-    from tests.host.native_network import native_network
-
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    sys.argv = [sys.argv[0]] + ([] if device == "cuda" else ["--cpu"])
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    inside.enter(Path(os.environ["COMFYUI_PATH"]), cpu=device != "cuda")
     peer = native_network(model.config, dtype=model.dtype, device="meta")
     peer.load_state_dict(model.state_dict(), strict=False, assign=True)
     if hasattr(peer, "norm_final"):  # a leftover that its forward does not use

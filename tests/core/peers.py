@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from diffusers import ZImageControlNetModel, ZImageTransformer2DModel
 from torch import Tensor, nn
+from transformers import Qwen3Config as PeerQwen3Config
 
 from tests.core.reference import Reference
-from zimage_core import S3DiT
+from zimage_core import Qwen3Config, S3DiT
 from zimage_core.conditions.control import ControlNet
 from zimage_core.weights.keys import transformer_to_diffusers
 
@@ -103,3 +104,19 @@ def diffusers_controlled_velocity(
     for hook in hooks:
         hook.remove()
     return -torch.stack(list(out)).squeeze(2)
+
+
+def qwen3_config(config: Qwen3Config) -> PeerQwen3Config:
+    """transformers' configuration of the same sizes."""
+    return PeerQwen3Config(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=True,
+    )

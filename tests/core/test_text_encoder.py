@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen3Config as PeerConfig
 from transformers import Qwen3ForCausalLM
 
+from tests.core.peers import qwen3_config
 from tests.core.random_models import randomise, relative, seeds
 from zimage_core import Qwen3Config, Qwen3TextEncoder
 
@@ -22,24 +22,9 @@ def pair(config: Qwen3Config, seed: int) -> tuple[Qwen3TextEncoder, Qwen3ForCaus
     return model, peer_of(model)
 
 
-def peer_config(config: Qwen3Config) -> PeerConfig:
-    return PeerConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=True,
-    )
-
-
 def peer_of(model: Qwen3TextEncoder) -> Qwen3ForCausalLM:
     """transformers' model with the same weights."""
-    peer = Qwen3ForCausalLM(peer_config(model.config)).eval()
+    peer = Qwen3ForCausalLM(qwen3_config(model.config)).eval()
     missing, unexpected = peer.load_state_dict(model.state_dict(), strict=False)
     assert missing in ([], ["lm_head.weight"]) and not unexpected
     peer.tie_weights()

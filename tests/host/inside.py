@@ -18,10 +18,14 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def enter(host: Path, *options: str) -> None:
-    """Make the host's modules importable and its command line that of a CPU server with these options."""
+def enter(host: Path, *options: str, cpu: bool = True) -> None:
+    """Make the host's modules importable and its command line that of a server with these options.
+
+    cpu: a server that leaves a card alone.
+    """
     sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, [str(host / "main.py"), "--cpu", *options]
+    options = (*(["--cpu"] if cpu else []), *options)
+    arguments, sys.argv = sys.argv, [str(host / "main.py"), *options]
     import comfy.options
 
     comfy.options.enable_args_parsing()

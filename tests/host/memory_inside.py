@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import sys
-import weakref
 from pathlib import Path
 
 HOST = Path(sys.argv[1]).resolve()
@@ -22,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_iter  # noqa: E402
 
+from bench.peak import Peak  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
 from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
@@ -43,40 +41,6 @@ OMNI = dataclasses.replace(CONFIG, siglip_feat_dim=1152)
 SIZES = [(512, 1), (512, 4), (1024, 1), (1024, 2), (1024, 4), (1536, 1), (2048, 1), (2048, 2)]
 CAPTIONS = [64, 512]  # tokens
 WITH_REFERENCES = [(512, 1, 1), (1024, 1, 1), (1024, 2, 3)]  # and as many reference images of 1024 x 1024
-
-
-class Peak(TorchDispatchMode):
-    """Bytes of all storages that operators made and that are still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.holders: dict[int, int] = {}
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
-        out = operator(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor):
-                key = tensor.untyped_storage()._cdata
-                if key in self.holders or key not in given:
-                    self.hold(tensor, key)
-        return out
-
-    def hold(self, tensor: torch.Tensor, key: int) -> None:
-        size = tensor.untyped_storage().nbytes()
-        if key not in self.holders:
-            self.holders[key] = 0
-            self.live += size
-            self.peak = max(self.peak, self.live)
-        self.holders[key] += 1
-        weakref.finalize(tensor, self.release, key, size)
-
-    def release(self, key: int, size: int) -> None:
-        self.holders[key] -= 1
-        if self.holders[key] == 0:
-            del self.holders[key]
-            self.live -= size
 
 
 class FusedNorm(TorchFunctionMode):
