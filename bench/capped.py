@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
 import json
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 HOST, SCALE = Path(sys.argv[1]).resolve(), sys.argv[2]
-ROOT = Path(__file__).resolve().parents[1]
 
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -30,7 +27,7 @@ from bench.networks import inputs, normal_weights  # noqa: E402
 from bench.peak import Peak  # noqa: E402
 from bench.rows import row  # noqa: E402
 from bench.timing import Call, clock  # noqa: E402
-from tests.host.inside import enter  # noqa: E402
+from tests.host.inside import enter, module_without_nodes  # noqa: E402
 
 scale: scales.Scale = getattr(scales, SCALE)
 ON_CARD = scale.device == "cuda"
@@ -52,11 +49,7 @@ def weights() -> dict[str, Tensor]:
 
 
 def our_model() -> nn.Module:
-    """Without the nodes, which need all of the host."""
-    for name, folder in (("zimage_extension", ROOT), ("zimage_extension.nodes", ROOT / "nodes")):
-        package = sys.modules[name] = types.ModuleType(name)
-        package.__path__ = [str(folder)]
-    config = importlib.import_module("zimage_extension.nodes.host.loading.model").Config
+    config = module_without_nodes("nodes.host.loading.model").Config
     return on_meta(config({"image_model": "lumina2", **dataclasses.asdict(scale.config)}))
 
 

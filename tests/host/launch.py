@@ -17,17 +17,19 @@ import torch
 
 
 def stand_in_for_missing_ops() -> None:
-    """Declare torchvision's operators if its library does not load, an empty torchaudio if there is none."""
+    """Declare torchvision's operators if its library does not load; what is not there at all is empty."""
     vision = importlib.util.find_spec("torchvision")
     if vision is not None and not any(map(loads, Path(vision.origin).parent.glob("_C*"))):
         for name in ("nms", "qnms"):
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             if not hasattr(torch.ops.torchvision, name):
                 torch.library.define(f"torchvision::{name}", schema)
-    if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
-        for name in ("torchaudio", "torchaudio.functional"):
-            module = sys.modules[name] = types.ModuleType(name)
-            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    for package, part in (("torchaudio", "functional"), ("torchvision", "transforms")):
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            for name in (package, f"{package}.{part}"):
+                module = sys.modules[name] = types.ModuleType(name)
+                module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+            setattr(sys.modules[package], part, module)
 
 
 def loads(library: Path) -> bool:

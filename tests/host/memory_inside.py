@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from bench.peak import Peak  # noqa: E402
-from tests.host.inside import enter, extension_module  # noqa: E402
+from tests.host.inside import enter, module_without_nodes  # noqa: E402
 from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
 
@@ -74,7 +74,7 @@ def peak(network, *sizes: int, **more) -> int:
 
 
 def ours(sizes: S3DiTConfig):
-    model = extension_module("nodes.host.loading.model")
+    model = module_without_nodes("nodes.host.loading.model")
     config = model.Config({"image_model": "lumina2", **dataclasses.asdict(sizes)})
     config.set_inference_dtype(torch.bfloat16, None)
     config.custom_operations = comfy.ops.disable_weight_init
@@ -83,7 +83,7 @@ def ours(sizes: S3DiTConfig):
 
 def kept() -> tuple:
     """As a run hands it to each of its forwards."""
-    conds = extension_module("nodes.host.running.conds")
+    conds = module_without_nodes("nodes.host.running.conds")
     return (conds.Kept(conds.Run(), object()),)
 
 
@@ -98,7 +98,7 @@ def references(count: int, batch: int) -> tuple[dict, dict]:
         "reference_latents_text_embeds": [torch.empty(1, 4, OMNI.cap_feat_dim, **one)] * (count + 1),
         "clip_vision_outputs": [seen] * count,
     }
-    conds = extension_module("nodes.host.running.references").reference_conds(written)
+    conds = module_without_nodes("nodes.host.running.references").reference_conds(written)
     return written, {name: cond.process_cond(batch).cond for name, cond in conds.items()}
 
 
