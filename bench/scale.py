@@ -40,8 +40,8 @@ CARD = Scale(
 TINY = Scale(
     device="cpu",
     config=S3DiTConfig(dim=384, n_layers=2, n_refiner_layers=1, n_heads=3, cap_feat_dim=96, t_hidden=384),
-    sizes=(64, 96, 128),
-    large=96,
+    sizes=(64, 128, 192),
+    large=128,
     rounds=3,
     writer=Qwen3Config(vocab_size=2000, hidden_size=192, intermediate_size=320, num_hidden_layers=2),
     kernels=(SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
