@@ -1,6 +1,7 @@
 """An independent float64 forward of the published S3-DiT, on diffusers' parameter names.
 
-Slow and plain on purpose. It shares no code with zimage_core: complex rotary numbers, per-sample lists, no batching, no caches.
+Slow and plain on purpose. It shares no code with zimage_core: complex rotary numbers, per-sample lists, no
+batching, no caches.
 """
 
 from __future__ import annotations
