@@ -20,6 +20,7 @@ from comfy.patcher_extension import CallbacksMP
 from ....zimage_core.config import S3DiTConfig
 from ....zimage_core.model.memo import StepMemo
 from .conds import caption_conds
+from .replaced import InPlace
 from .s3dit import HostS3DiT
 
 KEY = "zimage_accelerate"
@@ -73,6 +74,9 @@ def adopt(model: Any) -> HostS3DiT:
     for name, _ in list(ours.named_parameters(recurse=False)):  # the pad tokens
         setattr(ours, name, getattr(theirs, name))
     ours.dtype = theirs.dtype  # of the computation, which the host asks for
+    for name, module in ours.named_modules():
+        if isinstance(module, InPlace):
+            module.replace(theirs.get_submodule(name))
     return ours.eval()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,6 +13,33 @@ from ....zimage_core.model.hooks import BlockCall, BlockHook
 from ....zimage_core.model.memo import RunMemo
 from ....zimage_core.model.s3dit import S3DiT
 from ....zimage_core.model.sequence import Prepared, Span, Time, with_noisy
+
+
+def fitting(options: dict) -> dict:
+    """The host's options without attention patches that are made for its UNets or video models.
+
+    Those are called in other ways, and the host's own Z-Image does not call them. What a transformer's patch
+    is called with has a rope table, `pe`. Patches behind attention look alike for all models, but they undo
+    what one from the same module has done in front of it.
+    """
+    patches = options.get("patches", {})
+    others = [patch for patch in patches.get("attn1_patch", ()) if not _takes_rope(patch)]
+    modules = {getattr(patch, "__module__", None) for patch in others}
+    kept = {
+        "attn1_patch": [patch for patch in patches.get("attn1_patch", ()) if patch not in others],
+        "attn1_output_patch": [
+            patch
+            for patch in patches.get("attn1_output_patch", ())
+            if getattr(patch, "__module__", None) not in modules
+        ],
+    }
+    # patches of the host's leave things for one another there
+    return {"model_patch_data": {}, **options, "patches": {**patches, **kept}}
+
+
+def _takes_rope(patch: Callable) -> bool:
+    parameters = inspect.signature(patch).parameters.values()
+    return any(parameter.name == "pe" or parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
 
 
 class HostPatches(BlockHook):
@@ -23,7 +52,7 @@ class HostPatches(BlockHook):
     KINDS = {"noise_refiner": "noise_refiner", "layers": "double_block"}  # of patches, by stack
 
     def __init__(self, options: dict) -> None:
-        self.options = options
+        self.options = fitting(options)
         self.patches = {stack: options.get("patches", {}).get(kind, ()) for stack, kind in self.KINDS.items()}
         self.capturable = not any(self.patches.values())
 

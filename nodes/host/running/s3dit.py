@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ....zimage_core.conditions.references import References
 from ....zimage_core.conditions.regions import Regions
+from ....zimage_core.config import S3DiTConfig
 from ....zimage_core.model.attention import Attention
 from ....zimage_core.model.hooks import BlockHook
 from ....zimage_core.model.rope import Grid, rotate
@@ -18,14 +19,25 @@ from ....zimage_core.model.s3dit import Condition, Prompt, S3DiT
 from ....zimage_core.model.sequence import Captions, Prepared, Span, Time
 from .conds import Run
 from .patches import HostPatches, Replacements
+from .replaced import InPlace
 
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
 CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
+READ_BY_NODES = {  # the host's name for a size -> ours; RenormCFG and others read it from the network
+    "in_channels": "in_channels",
+    "out_channels": "in_channels",
+    "patch_size": "patch_size",
+    "dim": "dim",
+    "n_heads": "n_heads",
+    "axes_dims": "axes_dims",
+    "time_scale": "t_scale",
+    "pad_tokens_multiple": "pad_multiple",
+}
 
 
-class HostAttention(Attention):
+class HostAttention(InPlace, Attention):
     """Attention through the host, so that its backends, overrides and attention patches apply."""
 
     def forward(self, x: Tensor, span: Span) -> Tensor:
@@ -36,7 +48,9 @@ class HostAttention(Attention):
         seen = dict(zip("qkv", (t.transpose(1, 2) for t in self.project(x)), strict=True))
         seen |= {"pe": span.freqs.transpose(1, 2), "attn_mask": span.bias}
         for patch in changes:
-            out = patch(**seen, extra_options=self.extra_options(span.options))
+            q, k, v, *_ = seen.values()
+            more = {"pe": seen["pe"], "attn_mask": seen["attn_mask"]}
+            out = patch(q, k, v, **more, extra_options=self.extra_options(span.options))
             seen |= {name: out[name] for name in seen if name in out}
         q, k, v, freqs = (seen[name].transpose(1, 2) for name in ("q", "k", "v", "pe"))
         q, k = rotate(q, freqs), rotate(k, freqs)
@@ -58,10 +72,15 @@ class HostAttention(Attention):
         return {**options, "n_heads": self.heads, "dim_head": self.head_dim}
 
 
-class HostS3DiT(S3DiT):
+class HostS3DiT(InPlace, S3DiT):
     """The same mathematics; what other nodes hang on a MODEL has its effect here."""
 
     attention_class = HostAttention
+
+    def __init__(self, config: S3DiTConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        for name, field in READ_BY_NODES.items():
+            setattr(self, name, getattr(config, field))
 
     def forward(
         self,
@@ -121,7 +140,8 @@ class HostS3DiT(S3DiT):
         Outside the graph of torch.compile: memos are Python objects, and another one would be another graph.
         What is as long as the prompt is marked so that another length is none.
         """
-        run = kept[0].run if kept else Run()
+        # training changes the weights within a run, and goes back through each step once
+        run = kept[0].run if kept and not torch.is_grad_enabled() else Run()
         scaling = options.get("rope_options") or {}
         grid = Grid(**{name: scaling[name] for name in Grid._fields if name in scaling})
 
