@@ -95,10 +95,13 @@ CHANGES: dict[str, Inputs] = {
     "WanContextWindowsManual": {**WINDOWS, "context_length": 17},
     "ZImageFunControlnet": {"model_patch": stand_in("z-image control")},
 }
-# What hangs on blocks and attention: ours calls it on every host, the host's own network some of it or nothing.
+# What hangs on blocks and attention: ours calls it always, the host's own network some of it or nothing.
 BLOCKS: dict[str, Inputs] = {
     "NAGuidance": {},
-    "QwenImageDiffsynthControlnet": {"model_patch": stand_in("qwen control"), "vae": stand_in("video vae")},
+    "QwenImageDiffsynthControlnet": {
+        "model_patch": stand_in("qwen control"),
+        "vae": stand_in("video vae"),
+    },
     "SkipLayerGuidanceDiT": {**WHOLE_RUN, "double_layers": "1", "single_layers": "0"},
     "SkipLayerGuidanceDiTSimple": {**WHOLE_RUN, "double_layers": "1", "single_layers": "0"},
     "SkipLayerGuidanceSD3": {**WHOLE_RUN, "layers": "0, 1"},
@@ -162,5 +165,6 @@ ALWAYS = (  # of which ours once did something else than the host's own network
     "HypernetworkLoader",
     "RenormCFG",
     "TomePatchModel",
+    "TrainLoraNode",
     "WanUni3CControlnetApply",
 )

@@ -58,10 +58,8 @@ def lllite():
     from comfy.ldm.anima.lllite import AnimaLLLite, AnimaLLLiteConditioning
 
     name, wide = "lllite_dit_blocks_0_self_attn_q_proj", 8
-    state = {
-        f"lllite_conditioning1.{key}": value
-        for key, value in AnimaLLLiteConditioning(3, 16, wide, 0, (), operations=torch.nn).state_dict().items()
-    }
+    reader = AnimaLLLiteConditioning(3, 16, wide, 0, (), operations=torch.nn)
+    state = {f"lllite_conditioning1.{key}": value for key, value in reader.state_dict().items()}
     state[f"{name}.down.weight"] = torch.zeros(wide, DIM)
     state[f"{name}.cond_to_film.weight"] = torch.zeros(2 * wide, wide)
     return patcher(AnimaLLLite(state, {}, operations=comfy.ops.manual_cast))
@@ -83,8 +81,8 @@ def upscaler():
 def talking():
     from comfy_extras.nodes_model_patch import MultiTalkModelPatch
 
-    sizes = {"in_dim": DIM, "intermediate_dim": 8, "out_dim": 8, "context_tokens": 2}
-    return patcher(MultiTalkModelPatch(audio_window=5, vae_scale=4, **sizes, operations=comfy.ops.manual_cast))
+    sizes = {"in_dim": DIM, "intermediate_dim": 8, "out_dim": 8, "context_tokens": 2, "num_layers": 1}
+    return patcher(MultiTalkModelPatch(**sizes, operations=comfy.ops.manual_cast))
 
 
 def lora():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import comfy.model_patcher
 import comfy.ops
+import comfy.utils
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from tests.core.random_models import random_s3dit, relative
 from tests.host import matrix, small_native
@@ -103,3 +106,47 @@ def test_it_follows_a_fresh_clone() -> None:
 def test_a_second_one_hands_on_what_the_first_made() -> None:
     fast, _ = accelerated(MODELS["fp32"]())
     assert accelerated(fast)[0] is fast
+
+
+NEW = [f"diffusion_model.{path}brand_new" for path in ("", "layers.1.attention.")]
+OLD = ["diffusion_model.time_scale", "diffusion_model.layers.1.attention.n_rep"]
+# Older hosts cannot put what was not there.
+PATCHES = OLD + (NEW if hasattr(comfy.utils, "ATTR_UNSET") else [])
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["patch, then accelerate", "accelerate, then patch"])
+@pytest.mark.parametrize("name", PATCHES)
+def test_object_patches_of_other_nodes(name: str, before: bool) -> None:
+    """They are there while the MODEL runs, and the given MODEL is whole again afterwards."""
+    native = MODELS["fp32"]()
+    was = {key: comfy.utils.get_attr(native.model, key) for key in OLD}
+    patcher = native.clone() if before else accelerated(native)[0]
+    patcher.add_object_patch(name, 5)
+    patcher = accelerated(patcher)[0] if before else patcher
+    patcher.patch_model()
+    assert comfy.utils.get_attr(patcher.model, name) == 5
+    patcher.unpatch_model()
+    assert {key: comfy.utils.get_attr(native.model, key) for key in OLD} == was
+    for key in NEW:
+        module, attribute = key.rsplit(".", 1)
+        assert not hasattr(comfy.utils.get_attr(native.model, module), attribute)
+    native.patch_model()
+    native.unpatch_model()
+
+
+@pytest.mark.parametrize("loader", ["ours", "accelerated"])
+def test_sizes_are_read_from_the_network_as_from_the_hosts(loader: str, scratch: Path) -> None:
+    native = MODELS["fp32"]()
+    theirs = native.model.diffusion_model
+    if loader == "accelerated":
+        network = accelerated(native)[0].get_model_object("diffusion_model")
+    else:
+        save_file(STATE, scratch / "small.safetensors")
+        load = extension_module("nodes.host.loading.model").load_patcher
+        network = load(scratch / "small.safetensors", "fp32").model.diffusion_model
+    sizes = {key: value for key, value in vars(theirs).items() if isinstance(value, (int, float, list))}
+    del sizes["axes_lens"]  # an upper limit that no code looks at
+    assert {"in_channels", "patch_size", "dim"} <= sizes.keys()
+    for key, value in sizes.items():
+        found = getattr(network, key)
+        assert (list(found) if isinstance(value, list) else found) == value, key

@@ -39,12 +39,25 @@ DTYPES = {
 # 86 to 91 kB a token in bfloat16 (bench memory); 1.25 leaves room for what libraries and allocator add.
 MEMORY_FACTOR = 1.25
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(S3DiTConfig)}
+READ_BY_NODES = {  # the host's name for a size -> ours; RenormCFG and others read it from the network
+    "in_channels": "in_channels",
+    "out_channels": "in_channels",
+    "patch_size": "patch_size",
+    "dim": "dim",
+    "n_heads": "n_heads",
+    "axes_dims": "axes_dims",
+    "time_scale": "t_scale",
+    "pad_tokens_multiple": "pad_multiple",
+}
 
 
 def build(device: Any = None, dtype: Any = None, operations: Any = None, **unet_config: Any) -> HostS3DiT:
     """What BaseModel calls with its unet_config; fields that only the host reads are left out."""
     config = S3DiTConfig(**{k: v for k, v in unet_config.items() if k in CONFIG_FIELDS})
-    return HostS3DiT(config, device=device, dtype=dtype, operations=operations)
+    network = HostS3DiT(config, device=device, dtype=dtype, operations=operations)
+    for name, ours in READ_BY_NODES.items():
+        setattr(network, name, getattr(config, ours))
+    return network
 
 
 class Model(comfy.model_base.Lumina2):

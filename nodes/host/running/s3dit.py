@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ....zimage_core.conditions.references import References
 from ....zimage_core.conditions.regions import Regions
-from ....zimage_core.config import S3DiTConfig
 from ....zimage_core.model.attention import Attention
 from ....zimage_core.model.hooks import BlockHook
 from ....zimage_core.model.rope import Grid, rotate
@@ -25,16 +24,6 @@ from .replaced import InPlace
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
 CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
-READ_BY_NODES = {  # the host's name for a size -> ours; RenormCFG and others read it from the network
-    "in_channels": "in_channels",
-    "out_channels": "in_channels",
-    "patch_size": "patch_size",
-    "dim": "dim",
-    "n_heads": "n_heads",
-    "axes_dims": "axes_dims",
-    "time_scale": "t_scale",
-    "pad_tokens_multiple": "pad_multiple",
-}
 
 
 class HostAttention(InPlace, Attention):
@@ -76,11 +65,6 @@ class HostS3DiT(InPlace, S3DiT):
     """The same mathematics; what other nodes hang on a MODEL has its effect here."""
 
     attention_class = HostAttention
-
-    def __init__(self, config: S3DiTConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        for name, field in READ_BY_NODES.items():
-            setattr(self, name, getattr(config, field))
 
     def forward(
         self,
