@@ -1,0 +1,176 @@
+"""Quantised files as MODEL and CLIP of the host: every type and layout runs, and can be saved and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.sd
+import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.z_image
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.core.random_models import random_s3dit, relative
+from tests.core.test_quantised_files import marked, scaled
+from tests.core.test_weights import block_linears
+from tests.host.inside import extension_module
+from tests.host.weight_files import TRANSFORMER, loras
+from tests.inside.sampling import SEED, prompts, sampled
+
+SAME = 1e-6  # relative L2 of what is computed
+BF16 = 2.2e-3  # where this ComfyUI cannot run a layer as it is stored, its weights are rounded once
+NARROW = 0.06  # all matrices rounded to fp8, without scales
+EFFECT = 0.1  # a LoRA that changed less would prove nothing
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+STATE = random_s3dit(TRANSFORMER, SEED).state_dict()
+LAYERS = block_linears(STATE)
+CAPTIONS = prompts(TRANSFORMER.cap_feat_dim, 40, 40)
+LORA = loras()[1]
+
+load_patcher = extension_module("nodes.host.loading.model").load_patcher
+clips = extension_module("nodes.host.loading.clip")
+weights = extension_module("zimage_core.weights")
+NANO = extension_module("nodes.host.built_in").NANO
+
+
+class Layout(NamedTuple):
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    truth: dict[str, Tensor]  # the weights that they stand for
+    in_fp8: bool | None  # whether the host runs it as it is stored; None: that is up to the device
+
+
+def layouts() -> dict[str, Layout]:
+    made = {}
+    for dtype in (E4M3, E5M2, torch.float8_e4m3fnuz):
+        name = str(dtype).removeprefix("torch.float8_")
+        for marker in ("none", "scaled_fp8", "comfy_quant", "metadata"):
+            out, truth = scaled(STATE, "weight_scale", "[]", dtype, SEED)
+            tensors, metadata = marked(out, LAYERS, marker, f"float8_{name}")
+            made[f"{name}, {marker}"] = Layout(tensors, metadata, truth, dtype in (E4M3, E5M2))
+        for shape in ("[rows, 1]", "blocks of 2 x 2"):
+            out, truth = scaled(STATE, "scale_weight", shape, dtype, SEED)
+            made[f"{name}, {shape}"] = Layout(out, {}, truth, False)
+        plain = {k: v.to(dtype) if v.ndim == 2 else v.bfloat16() for k, v in STATE.items()}
+        made[f"{name}, no scales"] = Layout(plain, {}, plain, None)
+    out, truth = scaled(STATE, "weight_scale", "[]", E4M3, SEED)
+    inputs = {f"{layer}.input_scale": torch.tensor(0.5) for layer in LAYERS}
+    tensors, _ = marked(out | inputs, LAYERS, "comfy_quant", "float8_e4m3fn")
+    made["input scales"] = Layout(tensors, {}, truth, True)
+    bf16 = {k: v.bfloat16() for k, v in STATE.items()}
+    made["bf16"] = Layout(bf16, {}, bf16, False)
+    return made
+
+
+LAYOUTS = layouts()
+
+
+def file(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> Path:
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata or None)
+    return path
+
+
+def picture(patcher: ModelPatcher) -> Tensor:
+    """One step from noise: the velocity by a known factor."""
+    return sampled(patcher, *CAPTIONS, steps=1)
+
+
+def share_in_fp8(patcher: ModelPatcher) -> float:
+    """Of the blocks' matrices."""
+    network = patcher.model.diffusion_model
+    kept = [network.get_submodule(layer).weight for layer in LAYERS]
+    return sum(getattr(weight, "_qdata", weight).itemsize == 1 for weight in kept) / len(kept)
+
+
+def saved(patcher: ModelPatcher, path: Path) -> Path:
+    """As ModelSave and CheckpointSave do it."""
+    comfy.sd.save_checkpoint(str(path), patcher, metadata={})
+    return path
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_type_and_layout(name: str, tmp_path: Path) -> None:
+    """e4m3, e5m2 and a fnuz type, with every marker and none: it is what its weights are, saved and loaded
+    too, and with a LoRA merged into it.
+    """
+    tensors, metadata, truth, in_fp8 = LAYOUTS[name]
+    float32 = file(tmp_path / "truth.safetensors", {k: v.float() for k, v in truth.items()})
+    right = picture(load_patcher(float32, "fp32"))
+    path = file(tmp_path / "file.safetensors", tensors, metadata)
+    loaded = load_patcher(path)
+    assert relative(picture(loaded), right) <= (BF16 if in_fp8 is False else SAME)
+    again = load_patcher(saved(loaded, tmp_path / "again.safetensors"))
+    assert relative(picture(again), picture(loaded)) <= SAME
+    if in_fp8 is not None:
+        assert share_in_fp8(loaded) == share_in_fp8(again) == float(in_fp8)
+    changed = comfy.sd.load_lora_for_models(load_patcher(path), None, LORA, 1.0, 0.0)[0]
+    before = picture(changed)
+    assert relative(before, right) > EFFECT
+    assert relative(picture(load_patcher(saved(changed, tmp_path / "lora.safetensors"))), before) <= SAME
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_chosen_type(name: str, tmp_path: Path) -> None:
+    """In place of the file's. Norms, biases and pad tokens are never narrowed to fp8; what is fp8 without
+    scales in the file stays what it is.
+    """
+    tensors, metadata, truth, _ = LAYOUTS[name]
+    float32 = file(tmp_path / "truth.safetensors", {k: v.float() for k, v in truth.items()})
+    right = picture(load_patcher(float32, "fp32"))
+    path = file(tmp_path / "file.safetensors", tensors, metadata)
+    assert relative(picture(load_patcher(path, "fp32")), right) <= SAME
+    assert relative(picture(load_patcher(path, "bf16")), right) <= BF16
+    narrow = load_patcher(path, "fp8_e4m3fn")
+    assert relative(picture(narrow), right) <= (SAME if name == "e4m3fn, no scales" else NARROW)
+    parameters = narrow.model.diffusion_model.named_parameters()
+    wide = {key for key, value in parameters if value.itemsize > 1}
+    small = {
+        key.removeprefix("model.diffusion_model.")
+        for key, value in tensors.items()
+        if value.itemsize > 1 and (value.ndim < 2 or key.endswith("pad_token"))
+    }
+    assert wide >= small & STATE.keys() > {"x_embedder.bias", "layers.0.attention_norm1.weight"}
+
+
+def test_all_parts_in_one_file(tmp_path: Path) -> None:
+    """MODEL, CLIP and VAE of the built-in model, as CheckpointSave writes them, read again."""
+    model = load_patcher(NANO / "transformer.safetensors")
+    vae = extension_module("nodes.host.loading.vae").load_vae(NANO / "autoencoder.safetensors")
+    path = tmp_path / "whole.safetensors"
+    comfy.sd.save_checkpoint(str(path), model, clips.load_clip(NANO / "text_encoder.safetensors"), vae)
+    for kind, bound in (("transformer", 2.5e-3), ("text_encoder", 0), ("autoencoder", 0)):  # the first is fp8
+        then = weights.READERS[kind](NANO / f"{kind}.safetensors").plain(torch.float32)
+        now = weights.READERS[kind](path).plain(torch.float32)
+        assert max(relative(now[key], then[key]) for key in then if then[key].any()) <= bound, kind
+
+
+@pytest.mark.parametrize("dtype, rows", [(E4M3, False), (E5M2, False), (E4M3, True)])
+def test_text_encoders(dtype: torch.dtype, rows: bool) -> None:
+    """The built-in one, quantised, by what the host finds in the state dict that it is given."""
+    plain = weights.read_text_encoder(NANO / "text_encoder.safetensors")
+    tensors, truth = plain.plain(torch.float32), plain.plain(torch.float32)
+    for layer in [key.removesuffix(".weight") for key in truth if "_proj" in key]:
+        weight = truth[f"{layer}.weight"]
+        scale = (weight.abs().amax(1, keepdim=True) if rows else weight.abs().max()) / torch.finfo(dtype).max
+        stored = (weight / scale).to(dtype)
+        tensors |= {f"{layer}.weight": stored, f"{layer}.weight_scale": scale}
+        truth[f"{layer}.weight"] = stored.float() * scale
+    fixed = ("head_dim", "rms_norm_eps", "rope_theta")
+    sizes = {k: v for k, v in dataclasses.asdict(plain.config).items() if k not in fixed}
+
+    def encoded(state: dict[str, Tensor]) -> Tensor:
+        given = clips.encoder_state(weights.read_text_encoder(state))
+        made = comfy.text_encoders.z_image.te(**comfy.text_encoders.hunyuan_video.llama_detect(given))
+        given.pop("_quantization_metadata", None)
+        encoder = made(device="cpu", dtype=torch.float32, model_options={"qwen3_4b_model_config": sizes})
+        missing, unknown = encoder.load_sd(given)
+        assert not unknown and not [key for key in missing if "logit_scale" not in key]
+        tokenizer = clips.NanoTokenizer(tokenizer_data={"nano_width": plain.config.hidden_size})
+        return encoder.encode_token_weights(tokenizer.tokenize_with_weights("a red apple on a table"))[0]
+
+    assert relative(encoded(tensors), encoded(truth)) <= (1.6e-3 if rows else SAME)
