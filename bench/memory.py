@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
+from bench import memory_in_host
 from bench.rows import row
 from tests.host import inside
 
@@ -12,8 +10,11 @@ LOWEST, HIGHEST = 0.9, 1.3
 
 
 def run() -> list[dict]:
-    with tempfile.TemporaryDirectory() as scratch:
-        found = inside.run("memory_inside.py", Path(scratch))
+    return rows(inside.run(memory_in_host.__file__))
+
+
+def rows(found: dict) -> list[dict]:
+    """Of what `memory_in_host.measure` found."""
     counted = "GPU" if found["device"] == "cuda" else "counted on fake tensors"
     ratios = {
         f"{r['side']}x{r['side']}, batch {r['batch']}, {r['caption']} tokens"

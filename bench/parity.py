@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bench import parity_in_host
 from bench.rows import row
 from tests.core.peers import diffusers_of, diffusers_velocity, reference_of
 from tests.core.random_models import TINY, WIDE, random_inputs, random_s3dit, relative, seeds
@@ -81,7 +81,7 @@ def eight_steps(device: str) -> list[dict]:
 def measured_inside() -> dict:
     """Networks and runs of ours and of the host's own, in a process of the host's own."""
     with tempfile.TemporaryDirectory() as scratch:
-        return inside.run("native_parity.py", Path(scratch))
+        return inside.run(parity_in_host.__file__, scratch)
 
 
 def native_rows(found: dict) -> list[dict]:

@@ -8,13 +8,8 @@ processor that launches: at small sizes real forwards take longer.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench import called, limits
 from bench.called import AGAIN, DIFFUSERS, IN_HOST, NATIVE, NEW, OURS, SIZES, Calls
@@ -33,18 +28,11 @@ NETWORKS = (OURS, IN_HOST, NATIVE, DIFFUSERS)
 IN_A_HOST = (IN_HOST, NATIVE)
 LIMIT = "limit"
 COMPARED = ((IN_HOST, NATIVE), (IN_HOST, DIFFUSERS), (OURS, DIFFUSERS), (IN_HOST, LIMIT), (OURS, LIMIT))
-LAUNCH = Path(inside.__file__).with_name("launch.py")
 
 
 def counted(plain: bool) -> tuple[str, Found]:
     """The host's version, and what each network calls; in a process of the host's own."""
-    command = [sys.executable, LAUNCH, called.__file__, os.environ["COMFYUI_PATH"]]
-    done = subprocess.run(
-        [*map(str, command), *(["--plain"] if plain else [])], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"counting operators inside the host failed:\n{done.stderr[-4000:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = inside.run(called.__file__, *(["--plain"] if plain else []))
     return answer["version"], {
         (one["network"], one["size"], one["step"]): Counter({Operator(*o): n for *o, n in one["calls"]})
         for one in answer["found"]

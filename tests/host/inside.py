@@ -57,10 +57,11 @@ def module_without_nodes(name: str) -> ModuleType:
     return importlib.import_module(f"{extension}.{name}")
 
 
-def run(script: str, scratch: Path, timeout: float = 900.0) -> dict:
-    """Run a script of this folder in a process of the host's own; it answers with one line of JSON."""
-    here = Path(__file__).parent
-    command = [sys.executable, here / "launch.py", here / script, os.environ["COMFYUI_PATH"], scratch]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-4000:]
+def run(script: str, *arguments: str) -> dict:
+    """Run a script in a process of the host's own: host's folder, arguments -> its answer, a line of JSON."""
+    launcher = Path(__file__).with_name("launch.py")
+    command = [sys.executable, str(launcher), script, os.environ["COMFYUI_PATH"], *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{Path(script).name} failed inside the host:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])

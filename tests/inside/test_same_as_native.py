@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench import parity
+from bench import parity, parity_in_host
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
-    return parity.measured_inside()
+def found(scratch: Path) -> dict:
+    return parity_in_host.measure(scratch)
 
 
 def test_networks_and_runs(found: dict) -> None:
-    """One forward, with full and grouped-query attention, at even and odd sizes. Through the host's sampler
-    eight steps at dim 3840, and a guided run with captions of two lengths, plain and with ZImageDiversity.
+    """One forward, with full and grouped-query attention, at even and odd sizes.
+
+    Through the host's sampler eight steps at dim 3840, and a guided run with captions of two lengths, plain
+    and with ZImageDiversity.
     """
     rows = parity.native_rows(found)
     assert len(rows) == 4 + 3 and all(row["bar"] for row in rows)
@@ -22,8 +26,9 @@ def test_networks_and_runs(found: dict) -> None:
 
 
 def test_a_run_computes_once_what_it_repeats(found: dict) -> None:
-    """Through the host's sampler: 8 steps with one caption, then 2 guided steps with two captions, then
-    the same with a varied one before the positive.
+    """Through the host's sampler: 8 steps with one caption, then twice 2 guided steps with two captions.
+
+    The second time a varied one stands before the positive.
     """
     assert found["counts"] == {"Block": 1 + 2 + 3, "TimestepEmbedder": 8 + 2 + 2}
 

@@ -1,10 +1,10 @@
-"""Runs inside a ComfyUI's Python: what the host expects our MODEL to need, and what a forward allocates.
+"""What the host expects our MODEL to need, and what a forward allocates, where its modules can be imported.
 
 Every width of the 6 B model in bfloat16; layers are alike, so two stand for thirty. Without a GPU nothing is
-computed: tensors are fake, and their bytes are counted as they come and go. Writes one JSON line to standard
-output.
+computed: tensors are fake, and their bytes are counted as they come and go. As a script, in a process of the
+host's own, it writes one line of JSON.
 
-python tests/host/launch.py tests/host/memory_inside.py ComfyUI_FOLDER SCRATCH_FOLDER
+python tests/host/launch.py bench/memory_in_host.py ComfyUI_FOLDER
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
-HOST = Path(sys.argv[1]).resolve()
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
@@ -26,14 +27,6 @@ from bench.peak import Peak  # noqa: E402
 from tests.host.inside import enter, module_without_nodes  # noqa: E402
 from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
-
-enter(HOST, "--use-pytorch-cross-attention")
-import comfy.clip_vision  # noqa: E402
-import comfy.model_management  # noqa: E402
-import comfy.ops  # noqa: E402
-
-# the rule that holds on cards: a flash kernel, which needs no memory of its own to speak of
-comfy.model_management.pytorch_attention_flash_attention = lambda: True
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIG = S3DiTConfig(n_layers=2)
@@ -74,6 +67,8 @@ def peak(network, *sizes: int, **more) -> int:
 
 
 def ours(sizes: S3DiTConfig):
+    import comfy.ops
+
     model = module_without_nodes("nodes.host.loading.model")
     config = model.Config({"image_model": "lumina2", **dataclasses.asdict(sizes)})
     config.set_inference_dtype(torch.bfloat16, None)
@@ -89,6 +84,8 @@ def kept() -> tuple:
 
 def references(count: int, batch: int) -> tuple[dict, dict]:
     """As a conditioning holds them, and as the network takes them."""
+    import comfy.clip_vision
+
     one = {"dtype": torch.bfloat16, "device": DEVICE}
     seen = comfy.clip_vision.Output()
     seen["last_hidden_state"] = torch.empty(1, 256, OMNI.siglip_feat_dim, **one)
@@ -102,29 +99,45 @@ def references(count: int, batch: int) -> tuple[dict, dict]:
     return written, {name: cond.process_cond(batch).cond for name, cond in conds.items()}
 
 
-rows = []
-tensors = contextlib.nullcontext() if DEVICE == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
-with tensors, torch.no_grad():
-    base = ours(CONFIG)
+def plain_rows() -> list[dict]:
+    base, rows = ours(CONFIG), []
     for side, batch in SIZES:
         for length in CAPTIONS:
             caption = torch.empty(batch, length, CONFIG.cap_feat_dim)
             conds = {k: [v] for k, v in base.extra_conds_shapes(cross_attn=caption).items()}
             expected = base.memory_required([batch, 16, side // 8, side // 8], cond_shapes=conds)
-            found = peak(base.diffusion_model, side, batch, length, kept=kept())
-            rows.append(
-                {"side": side, "batch": batch, "caption": length, "expected": expected, "peak": found}
-            )
-    base = ours(OMNI)
+            needed = peak(base.diffusion_model, side, batch, length, kept=kept())
+            sizes = {"side": side, "batch": batch, "caption": length}
+            rows.append({**sizes, "expected": expected, "peak": needed})
+    return rows
+
+
+def rows_with_references() -> list[dict]:
+    base, rows, length = ours(OMNI), [], CAPTIONS[0]
     for side, batch, count in WITH_REFERENCES:
-        length = CAPTIONS[0]
         written, given = references(count, batch)
         conds = base.extra_conds_shapes(cross_attn=torch.empty(batch, length, CONFIG.cap_feat_dim), **written)
         conds = {k: [[batch, *v[1:]]] for k, v in conds.items()}  # the host's estimate has one of each
         expected = base.memory_required([batch, 16, side // 8, side // 8], cond_shapes=conds)
-        found = peak(base.diffusion_model, side, batch, length, kept=kept(), **given)
+        needed = peak(base.diffusion_model, side, batch, length, kept=kept(), **given)
         sizes = {"side": side, "batch": batch, "caption": length, "references": count}
-        rows.append({**sizes, "expected": expected, "peak": found})
-    theirs = peak(native_network(CONFIG, dtype=torch.bfloat16, device=DEVICE), 1024, 1, CAPTIONS[0])
-answer = {"rows": rows, "native": theirs, "device": DEVICE}
-sys.stdout.write(json.dumps(answer) + "\n")
+        rows.append({**sizes, "expected": expected, "peak": needed})
+    return rows
+
+
+def measure() -> dict:
+    """`rows` of expected and needed bytes by size, the `native` network's need at 1024, and the `device`."""
+    import comfy.model_management
+
+    # the rule that holds on cards: a flash kernel, which needs no memory of its own to speak of
+    flash = {"pytorch_attention_flash_attention": lambda: True}
+    tensors = contextlib.nullcontext() if DEVICE == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
+    with mock.patch.multiple(comfy.model_management, **flash), tensors, torch.no_grad():
+        rows = plain_rows() + rows_with_references()
+        theirs = native_network(CONFIG, dtype=torch.bfloat16, device=DEVICE)
+        return {"rows": rows, "native": peak(theirs, 1024, 1, CAPTIONS[0]), "device": DEVICE}
+
+
+if __name__ == "__main__":
+    enter(Path(sys.argv[1]).resolve(), "--use-pytorch-cross-attention")
+    sys.stdout.write(json.dumps(measure()) + "\n")

@@ -1,6 +1,6 @@
 """Writes each shipped workflow's thumbnail: the pictures that the workflow makes as it stands.
 
-COMFYUI_PATH=.host/ComfyUI-0.3.75 .venv/bin/python -m tests.host.make_thumbnails [workflow ...]
+COMFYUI_PATH=.host/ComfyUI-0.3.75 .venv/bin/python -m tests.tools.make_thumbnails [workflow ...]
 
 A workflow that needs full-size files shows a picture of the nano model instead, made by the text-to-image
 workflow from the prompt below.

@@ -1,35 +1,29 @@
-"""Runs inside a ComfyUI's Python: our MODEL and the host's own Z-Image on the same weights.
+"""Our MODEL and the host's own Z-Image on the same weights, where ComfyUI's modules can be imported.
 
-Writes one JSON line to standard output.
+As a script, in a process of the host's own, it writes one line of JSON.
 
-python tests/host/launch.py tests/host/native_parity.py ComfyUI_FOLDER SCRATCH_FOLDER
+python tests/host/launch.py bench/parity_in_host.py ComfyUI_FOLDER SCRATCH_FOLDER
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-HOST, SCRATCH = (Path(argument).resolve() for argument in sys.argv[1:3])
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from tests.core.random_models import random_inputs, random_s3dit, relative  # noqa: E402
+from tests.core.random_models import random_inputs, random_s3dit, relative, seeds  # noqa: E402
 from tests.host.inside import enter, extension_module  # noqa: E402
 from tests.host.native_network import native_network  # noqa: E402
 from zimage_core import S3DiTConfig  # noqa: E402
 
-enter(HOST)
-import comfy.sample  # noqa: E402
-import comfy.sd  # noqa: E402
-
-SEED = int(os.environ.get("ZIMAGE_SEED", "1234"))
+(SEED,) = seeds(1)
 
 
 def native(config: S3DiTConfig, state: dict) -> torch.nn.Module:
@@ -60,12 +54,17 @@ def networks() -> dict[str, float]:
     return found
 
 
-def runs() -> tuple[dict[str, float], dict[str, int], float]:
-    """Whole runs of the host's sampler at dim 3840, its own MODEL against ours, one bf16 file in fp32;
-    and how far ZImageDiversity takes the host's own.
+def runs(scratch: Path) -> tuple[dict[str, float], dict[str, int], float]:
+    """Whole runs of the host's sampler at dim 3840, its own MODEL against ours, one bf16 file in fp32.
+
+    Returns the distance of each run, how often parts of ours were called, and how far ZImageDiversity takes
+    the host's own.
     """
+    import comfy.sample
+    import comfy.sd
+
     config = S3DiTConfig(n_layers=1)
-    path = SCRATCH / "wide.safetensors"
+    path = scratch / "wide.safetensors"
     save_file({k: v.bfloat16() for k, v in random_s3dit(config, SEED).state_dict().items()}, path)
     generator = torch.Generator().manual_seed(SEED)
     positive, negative = ([[torch.randn(1, n, 2560, generator=generator), {}]] for n in (21, 40))
@@ -101,6 +100,12 @@ def runs() -> tuple[dict[str, float], dict[str, int], float]:
     return found, dict(counts), relative(*made["native"][:0:-1])
 
 
-distances, counts, variety = runs()
-found = {"networks": networks(), "runs": distances, "counts": counts, "variety": variety}
-sys.stdout.write(json.dumps(found) + "\n")
+def measure(scratch: Path) -> dict:
+    """Relative L2 distances by name in `networks` and `runs`, one more as `variety`; calls as `counts`."""
+    distances, counts, variety = runs(scratch)
+    return {"networks": networks(), "runs": distances, "counts": counts, "variety": variety}
+
+
+if __name__ == "__main__":
+    enter(Path(sys.argv[1]).resolve())
+    sys.stdout.write(json.dumps(measure(Path(sys.argv[2]))) + "\n")
