@@ -149,7 +149,9 @@ def test_instructions_come_in_the_language_of_the_prompt(template: str) -> None:
         assert system != compose(other, template)[0]
         assert any("\u4e00" <= letter <= "\u9fff" for letter in system["content"]) == (prompt == CHINESE)
     chosen = {language: compose("a fox", template, language)[0]["content"] for language in LANGUAGES}
-    assert chosen["zh"] != chosen["en"] != compose("a fox", template)[0]["content"]
+    assert chosen["zh"] != chosen["en"] and "in English" in chosen["en"]
+    asked_for = compose("a fox", template)[0]["content"]
+    assert "in the language of the request" in asked_for and "in English" not in asked_for
 
 
 def test_terms_and_prompts_are_taken_literally() -> None:
