@@ -53,6 +53,10 @@ def screenshots(tmp_path_factory) -> Path:
     return folder
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker("sampled")  # more languages and modes with --long: see modes.py
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield

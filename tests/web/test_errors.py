@@ -7,6 +7,7 @@ from playwright.sync_api import expect
 
 from tests.host import graphs
 from tests.host.server import PACK_NAME
+from tests.web.modes import in_languages_and_modes
 from tests.web.test_running import SEEDS, ids_of, wait_for_picture
 
 # A file -> what the page must say of it.
@@ -72,10 +73,10 @@ def test_error_then_a_good_run(open_page, file, nodes_2):
     wait_for_picture(comfy, save)
 
 
-@pytest.mark.parametrize("locale", ["en", "zh"])
+@in_languages_and_modes
 @pytest.mark.parametrize("file", ["truncated.safetensors", "other_family.safetensors"])
-def test_the_sentence_is_shown_whole_and_bare(server, open_page, file, locale):
-    comfy = open_page(locale)
+def test_the_sentence_is_shown_whole_and_bare(server, open_page, file, locale, nodes_2):
+    comfy = open_page(locale, nodes_2)
     comfy.load(with_file(file))
     comfy.page.evaluate("app.queuePrompt(0)")  # the button's name is not the same in every language
     toast = comfy.page.locator(comfy.frontend.toast)

@@ -4,10 +4,10 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.host.server import PACK_ROOT
+from tests.web.modes import in_languages_and_modes
 
 
 def texts_of(locale: str) -> dict[str, dict]:
@@ -23,8 +23,7 @@ def labels(contract: dict, texts: dict) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
-@pytest.mark.parametrize("locale", ["en", "zh"])
+@in_languages_and_modes
 def test_titles_and_labels(open_page, our_nodes, locale, nodes_2):
     texts, comfy = texts_of(locale), open_page(locale, nodes_2)
     assert set(texts) == set(our_nodes)
@@ -43,9 +42,9 @@ def beginning(page: Path) -> tuple[str, str]:
     return heading.removeprefix("# "), re.sub(r"[`*]", "", linked)
 
 
-@pytest.mark.parametrize("locale", ["en", "zh"])
-def test_help_panel(open_page, our_nodes, locale):
-    comfy = open_page(locale)
+@in_languages_and_modes
+def test_help_panel(open_page, our_nodes, locale, nodes_2):
+    comfy = open_page(locale, nodes_2)
     for node_type in our_nodes:
         page = (
             PACK_ROOT / "web" / "docs" / (f"{node_type}.md" if locale == "en" else f"{node_type}/{locale}.md")

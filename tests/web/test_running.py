@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.host import graphs
+from tests.web.modes import in_modes
 
 SEEDS = itertools.count(10_001)  # a seed of its own for each run, so that none is only remembered
 RUNNABLE = [name for name in graphs.NAMES if not graphs.models_needed(graphs.ui_form(name))]
@@ -45,9 +46,10 @@ def test_progress_and_a_live_preview_are_seen(open_page, nodes_2):
     assert len(previews) > 2, seen["pictures"]
 
 
+@in_modes
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_every_workflow_with_nano_runs_by_the_button(open_page, name):
-    comfy = open_page()
+def test_every_workflow_with_nano_runs_by_the_button(open_page, name, nodes_2):
+    comfy = open_page(nodes_2=nodes_2)
     workflow = graphs.ui_form(name)
     comfy.load(workflow)
     comfy.run()
