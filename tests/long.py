@@ -18,6 +18,7 @@ import pytest
 LONG = bool(os.environ.get("ZIMAGE_LONG"))
 STATE = Path(".cache/long")  # a file per state of the tree: a line of JSON per test that passed
 RESULT = Path("tests/results/long.json")
+INSIDE = "tests/inside"
 
 
 def size(short: int, long: int) -> int:
@@ -89,10 +90,9 @@ class LongRun:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.asked:
             session.exitstatus = pytest.ExitCode.OK  # all of it passed before
-        whole = self.config.args_source == pytest.Config.ArgsSource.TESTPATHS
-        chosen = self.config.option.keyword or self.config.option.markexpr
-        if not whole or chosen or not self.asked or set(self.asked) - set(self.passed) - self.failed:
-            return  # a part of it, or broken off: no result
+        part = self.part()
+        if not part or not self.asked or set(self.asked) - set(self.passed) - self.failed:
+            return  # not all of it was asked for, or it broke off: no result
         lines = [self.passed.get(test) or self.running[test] for test in self.asked]
         slowest = sorted(lines, key=lambda line: -line["seconds"])[:10]
         result = {
@@ -107,7 +107,17 @@ class LongRun:
         }
         path = self.root / RESULT
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        text = json.dumps(known | {part: result}, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    def part(self) -> str | None:
+        """Which of the command's two runs this is: the tests, or those inside a host's process."""
+        if self.config.option.keyword or self.config.option.markexpr:
+            return None
+        if self.config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+            return "tests"
+        return INSIDE if self.config.args == [INSIDE] else None
 
 
 class ShortRun:

@@ -177,10 +177,12 @@ def seen_by(tree: Tree, coverage: Coverage, path: str, line: int, source: str) -
         return None
     if found["code"] is None:
         return "time"
+    if found["code"] == CRASH:
+        return "crash"
+    if found["code"] not in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+        raise RuntimeError(f"the tests did not run, code {found['code']}")
     if found["failed"] is None:
-        if found["code"] not in (CRASH, pytest.ExitCode.INTERRUPTED):
-            raise RuntimeError(f"the tests did not run, code {found['code']}")
-        return "import" if found["code"] == pytest.ExitCode.INTERRUPTED else "crash"
+        return "import"  # a file of tests could not be read
     again = tree.tested([found["failed"]], limit)
     if again["code"] != 0:
         raise RuntimeError(f"{found['failed']} fails at times without any mutant: it cannot judge one")
