@@ -132,9 +132,7 @@ class Nodes:
 
     def _plain(self, name: str) -> Tensor:
         """What the host's own network makes without the node. name: whose sampling."""
-        latents, _ = matrix.run(
-            self.server, lambda g, model: self.sampled(name, g, model), sides=("native",)
-        )
+        latents, _ = matrix.run(self.server, lambda g, model: self.sampled(name, g, model), sides=("native",))
         return latents["native"]
 
     def problem(self, name: str) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, randomise
@@ -16,6 +17,7 @@ from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.conditions.control import ControlNet
 from zimage_core.config import ControlConfig, NanoConfig
 from zimage_core.weights import read_transformer
+from zimage_core.weights.keys import transformer_to_diffusers
 
 # As wide as nano's text encoder, so that the two fit; otherwise a model of its own.
 TRANSFORMER = S3DiTConfig(
@@ -127,6 +129,40 @@ def copy_nano_lora(models: Path) -> None:
     shutil.copy(PACK_ROOT / "models" / "nano" / NANO_LORA, models / "loras")
 
 
+def write_places(models: Path) -> None:
+    """The same transformer wherever people keep one: in a folder of their own, in one file with the other
+    parts, as a hub lays models out, and in shards. Beside them files that hold no Z-Image.
+    """
+    good = {k: v.bfloat16() for k, v in transformer().items()}
+    theirs = {k: v.contiguous() for k, v in transformer_to_diffusers(good).items()}
+    encoder, autoencoder = (
+        load_file(NANO / f"{part}.safetensors") for part in ("text_encoder", "autoencoder")
+    )
+    whole = {f"model.diffusion_model.{k}": v for k, v in good.items()}
+    whole |= {f"text_encoders.qwen3_4b.transformer.{k}": v for k, v in encoder.items()}
+    whole |= {f"vae.{k}": v for k, v in autoencoder.items()}
+    lumina = {k: v for k, v in whole.items() if "pad_token" not in k}
+    hub = models / "diffusers" / "models--them--Z-Image-Hub"
+    files = {
+        models / "diffusion_models" / "sub" / "deep.safetensors": good,
+        models / "checkpoints" / "all_in_one.safetensors": whole,
+        models / "checkpoints" / "lumina_2.safetensors": lumina,
+        models / "checkpoints" / "sd.safetensors": unet_of_another_family(),
+        models / "diffusers" / "Plain" / "transformer" / "model.safetensors": theirs,
+        models / "diffusers" / "them" / "Deep" / "transformer" / "model.safetensors": theirs,
+        hub / "snapshots" / "0123abcd" / "transformer" / "model.safetensors": theirs,
+    }
+    shards = models / "diffusion_models" / "Sharded"
+    names = {k: f"model-0000{1 + (k > 'l')}-of-00002.safetensors" for k in theirs}
+    for file in set(names.values()):
+        files[shards / file] = {k: v for k, v in theirs.items() if names[k] == file}
+    for path, tensors in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+    (models / "checkpoints" / "page.safetensors").write_text("<html></html>")
+    (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
 def write_all(models: Path) -> None:
     folder = models / "diffusion_models"
     for name in ("diffusion_models", "text_encoders", "vae", "loras"):
@@ -167,3 +203,4 @@ def write_all(models: Path) -> None:
     (models / "vae" / "text.safetensors").write_text("not a model\n")
     copy_nano_lora(models)
     write_controls(models)
+    write_places(models)

@@ -18,8 +18,8 @@ from ..model.s3dit import S3DiT
 from ..model.text_encoder import Qwen3TextEncoder
 from ..model.vision import VisionEncoder
 from . import detect, keys, quantised
-from .errors import WeightsError, some
-from .files import RawFile, read_tensors
+from .errors import SHARD, WeightsError, incomplete, some
+from .files import RawFile, read_header, read_tensors
 from .quantisers import quantiser_of, refuse_quantisers, refuse_whole_numbers
 from .values import check_small, not_finite
 
@@ -190,7 +190,8 @@ def _part(source: Source, kind: str, with_values: bool) -> _Part:
     tensors, prefix = keys.strip_prefix(raw.tensors, kind)
     if not tensors:
         raise WeightsError(
-            f"{raw.name} holds no {LABELS[kind]}: {what_is(raw.tensors)}. Choose a file that has one."
+            f"{raw.name} holds no {LABELS[kind]}: {what_is(raw.tensors)}. "
+            f"{incomplete(raw.name) if SHARD.search(raw.name) else 'Choose a file that has one.'}"
         )
     return _Part(raw, kind, prefix, keys.without_leftovers(tensors, kind))
 
@@ -247,7 +248,7 @@ def _checkpoint(
     if missing:
         raise WeightsError(
             f"{name} lacks {len(missing)} of {len(expected)} tensors of the {LABELS[kind]}: {some(missing)}. "
-            "It is incomplete or of another model: download it again or choose another file."
+            f"{incomplete(name)}"
         )
     wrong = [
         f"{k} {tuple(tensors[k].shape)}, expected {shape}"
@@ -297,6 +298,21 @@ def what_is(tensors: Mapping[str, Tensor]) -> str:
     if found := quantiser_of(tensors):
         return f"it is quantised by {found[0].label}, which is not read here"
     return f"its {len(tensors)} tensors start with {some(sorted(tensors)) or 'nothing'}"
+
+
+def parts_of(path: str | os.PathLike) -> set[str]:
+    """The parts that a file seems to hold, by the names in its header alone; none of what is no safetensors.
+
+    Cheap enough for lists of files: whether a part is sound is seen when it is read.
+    """
+    try:
+        header = read_header(Path(path), Path(path).name)
+    except (WeightsError, OSError):
+        return set()
+    found = {kind: keys.strip_prefix(header, kind)[0] for kind in LABELS}
+    if "cap_pad_token" not in found["transformer"]:  # of Lumina 2
+        del found["transformer"]
+    return {kind for kind, names in found.items() if names}
 
 
 def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:

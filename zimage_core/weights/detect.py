@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import AutoencoderConfig, ControlConfig, Qwen3Config, S3DiTConfig, VisionConfig
-from .errors import WeightsError
+from .errors import WeightsError, incomplete
 
 AXES = (2, 3, 3)  # eighths of the head that turn with frame, row and column: 32, 48, 48 of 128
 MING = "__ming_image__"  # a tensor by which ComfyUI's files say so
@@ -23,9 +23,7 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 def _shape(name: str, tensors: Mapping[str, Tensor], key: str, ndim: int = 2) -> tuple[int, ...]:
     if key not in tensors:
-        raise WeightsError(
-            f"{name} has no tensor {key}: it is incomplete. Download it again or choose another file."
-        )
+        raise WeightsError(f"{name} has no tensor {key}. {incomplete(name)}")
     shape = tuple(tensors[key].shape)
     if len(shape) != ndim or 0 in shape:
         raise WeightsError(

@@ -1,10 +1,20 @@
 """The one error that every reader here raises."""
 
+import re
 from collections.abc import Iterable
+
+SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$")
 
 
 class WeightsError(ValueError):
     """A file that cannot be used: the message names it, what was found, what was expected and what to do."""
+
+
+def incomplete(name: str) -> str:
+    """What to do about a file with parts missing."""
+    if SHARD.search(name):
+        return "It is one of several shards: choose the folder in which they and their index lie."
+    return "It is incomplete or of another model: download it again or choose another file."
 
 
 def some(items: Iterable[str], count: int = 3) -> str:

@@ -1,12 +1,14 @@
-"""Model files by the names that loaders list: files, diffusers folders, and the built-in model."""
+"""Model files by the names that loaders list: files, folders with a slash behind, and the built-in model."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
 
-from ....zimage_core.weights import WeightsError
+from ....zimage_core.weights import WeightsError, parts_of
 from ..built_in import NANO
 
 BUILT_IN = "built-in: nano"
@@ -18,18 +20,22 @@ FOLDERS = {  # the host's, in the order in which they are searched
     "vision": ("clip_vision",),
     "control": ("model_patches", "controlnet"),
 }
+CHECKPOINTS = "checkpoints"  # the host's folder of files with all parts in one
+IN_CHECKPOINTS = {"transformer", "text_encoder", "autoencoder"}
 DIFFUSERS_PARTS = {
     "transformer": "transformer",
     "text_encoder": "text_encoder",
     "autoencoder": "vae",
     "vision": "siglip",
 }
+INDEX = "*.safetensors.index.json"
+HUB = "models--*--*/snapshots/*"  # as a hub's cache keeps downloads
 
 
 def choices(kind: str) -> list[str]:
-    """What a loader offers for one part: the built-in model, files, diffusers folders with a slash behind."""
+    """What a loader offers for one part: the built-in model, files, folders with a slash behind."""
     built_in = [BUILT_IN] if _built_in(kind).is_file() else []
-    return [*built_in, *_listed(kind), *(f"{name}/" for name in _diffusers_models(kind))]
+    return [*built_in, *_listed(kind), *(f"{name}/" for name in _folders(kind))]
 
 
 def _built_in(kind: str) -> Path:
@@ -42,27 +48,67 @@ def _listed(kind: str) -> dict[str, str]:
     for folder in FOLDERS[kind]:
         for name in folder_paths.get_filename_list(folder):
             found.setdefault(name, folder)
+    if kind in IN_CHECKPOINTS:
+        for name in folder_paths.get_filename_list(CHECKPOINTS):
+            path = folder_paths.get_full_path(CHECKPOINTS, name)
+            if path and kind in _parts_of_checkpoint(path):
+                found.setdefault(name, CHECKPOINTS)
     return found
 
 
-def _searched(kind: str) -> list[str]:
-    return [path for folder in FOLDERS[kind] for path in folder_paths.get_folder_paths(folder)]
+def _parts_of_checkpoint(path: str) -> frozenset[str]:
+    """Of a Z-Image in one file; none of others, whatever they hold."""
+    status = Path(path).stat()
+    return _parts_of_file(path, status.st_mtime_ns, status.st_size)
 
 
-def _diffusers_models(kind: str) -> dict[str, Path]:
+@functools.cache
+def _parts_of_file(path: str, changed: int, size: int) -> frozenset[str]:
+    parts = frozenset(parts_of(path))
+    return parts if "transformer" in parts else frozenset()
+
+
+def _searched(kind: str) -> list[Path]:
+    return [Path(path) for folder in FOLDERS[kind] for path in folder_paths.get_folder_paths(folder)]
+
+
+def _folders(kind: str) -> dict[str, Path]:
+    """{name: folder of one part}: of diffusers models, and of shards with their index."""
     found: dict[str, Path] = {}
-    if kind not in DIFFUSERS_PARTS:
-        return found
-    for folder in (*folder_paths.get_folder_paths("diffusers"), *_searched(kind)):
-        for part in sorted(Path(folder).glob(f"*/{DIFFUSERS_PARTS[kind]}/*.safetensors")):
-            found.setdefault(part.parents[1].name, part.parent)
+    for name, folder in (*_diffusers_models(kind), *_sharded(kind)):
+        if folder not in found.values():
+            found.setdefault(name, folder)
     return found
+
+
+def _diffusers_models(kind: str) -> Iterator[tuple[str, Path]]:
+    """By their own name, or by that of who published them and their own: one or two folders deep."""
+    if kind not in DIFFUSERS_PARTS:
+        return
+    part = DIFFUSERS_PARTS[kind]
+    for root in (*map(Path, folder_paths.get_folder_paths("diffusers")), *_searched(kind)):
+        for pattern in ("*", "*/*"):
+            for file in sorted(root.glob(f"{pattern}/{part}/*.safetensors")):
+                yield file.parents[1].relative_to(root).as_posix(), file.parent
+        for model in sorted(
+            root.glob(f"{HUB}/{part}"), key=lambda folder: folder.stat().st_mtime, reverse=True
+        ):
+            if any(model.glob("*.safetensors")):
+                yield model.relative_to(root).parts[0].removeprefix("models--").replace("--", "/"), model
+
+
+def _sharded(kind: str) -> Iterator[tuple[str, Path]]:
+    for root in _searched(kind):
+        for pattern in ("*", "*/*"):
+            for index in sorted(root.glob(f"{pattern}/{INDEX}")):
+                yield index.parent.relative_to(root).as_posix(), index.parent
 
 
 def resolve(kind: str, name: str) -> Path:
-    """The file or folder behind a listed name; nothing else is reached, since prompts may pass any text.
+    """The file or folder behind a listed name, whichever separators the graph's system has.
 
-    Raises WeightsError naming what was looked for and where.
+    API prompts may pass anything, so only listed places are reached. Raises WeightsError naming what was
+    looked for and where.
     """
     if name == BUILT_IN:
         path = _built_in(kind)
@@ -72,12 +118,15 @@ def resolve(kind: str, name: str) -> Path:
                 f"extension."
             )
         return path
-    if name.endswith("/") and (folder := _diffusers_models(kind).get(name[:-1])):
+    wanted = name.replace("\\", "/")
+    if wanted.endswith("/") and (folder := _folders(kind).get(wanted[:-1])):
         return folder
     listed = _listed(kind)
-    if name in listed and (path := folder_paths.get_full_path(listed[name], name)):
-        return Path(path)
+    for file, folder in listed.items():
+        if file.replace("\\", "/") == wanted and (path := folder_paths.get_full_path(folder, file)):
+            return Path(path)
+    places = ", ".join(map(str, _searched(kind)))
     raise WeightsError(
-        f"no {kind.replace('_', ' ')} named {name!r}: {len(listed)} files were found in "
-        f"{', '.join(_searched(kind))}. Put the file there, refresh the page and choose it from the list."
+        f"no {kind.replace('_', ' ')} named {name!r}: {len(listed)} files were found in {places}. Put the "
+        "file there, refresh the page and choose it from the list."
     )
