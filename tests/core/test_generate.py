@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import random
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -213,6 +216,58 @@ def test_streamed_text_grows_by_whole_characters(tokenizer, text) -> None:
         seen.append(stream.add(token))
     assert stream.finish() == text
     assert all(text.startswith(part) for part in seen), "never a broken character, never taken back"
+
+
+class Bytes:
+    """A tokenizer whose tokens are the pieces of a text's bytes."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return b"".join(self.pieces[token] for token in tokens).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+def test_a_character_in_several_tokens_waits_for_the_last(seed) -> None:
+    """Also where tokens hold the end of one and the beginning of the next."""
+    chance = random.Random(seed)
+    text = "".join(chance.choice("a\u00e9\u4e00\U0001f98a") for _ in range(30))
+    left, pieces = text.encode(), []
+    while left:
+        count = chance.randint(1, 6)
+        pieces.append(left[:count])
+        left = left[count:]
+    stream, so_far = TextStream(Bytes(pieces), {}), b""
+    for token, piece in enumerate(pieces):
+        shown, so_far = stream.add(token), so_far + piece
+        assert text.startswith(shown)
+        if text.startswith(so_far.decode("utf-8", "replace")):
+            assert shown.encode() == so_far, "nothing is held back without need"
+    assert stream.finish() == text
+
+
+def test_what_never_becomes_a_character_is_shown_in_the_end() -> None:
+    stream = TextStream(Bytes([b"\xff"] * 16), {})
+    shown = [stream.add(token) for token in range(16)]
+    assert shown[:-1] == [""] * 15 and shown[-1] == "\N{REPLACEMENT CHARACTER}" * 16
+
+
+def test_a_tokenizer_is_never_asked_for_elsewhere(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *name, **_: asked.append(name) or [])
+    (tmp_path / "vocab.json").touch()
+    for name in (tmp_path, tmp_path / "gone", "nobody/no-such-tokenizer"):
+        with pytest.raises(FileNotFoundError, match=f"{name} has no tokenizer"):
+            load_tokenizer(name)
+    assert asked == []
+
+
+def test_a_tokenizer_of_two_files_is_the_same(tokenizer, tmp_path) -> None:
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, tmp_path)
+    texts = ["a red fox", "\u4e00\u53ea\u72d0\u72f8"]
+    assert load_tokenizer(tmp_path)(texts)["input_ids"] == tokenizer(texts)["input_ids"]
 
 
 def test_named_tokens_are_text_and_other_special_ones_are_not(tokenizer) -> None:

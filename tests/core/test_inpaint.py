@@ -83,7 +83,7 @@ def test_masks_of_any_shape_fit_the_pictures(shape: tuple[int, ...]) -> None:
     assert scaled.shape == (2, 61, 45) and 0 <= scaled.min() and scaled.max() <= 1
 
 
-@pytest.mark.parametrize("size", [(32, 48), (33, 47), (1, 5), (250, 131)])
+@pytest.mark.parametrize("size", [(32, 48), (33, 47), (33, 48), (32, 47), (1, 5), (250, 131)])
 def test_padding_repeats_the_last_pixels(size: tuple[int, int]) -> None:
     image = torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(2))
     larger = padded(image, 16)

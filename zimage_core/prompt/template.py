@@ -52,8 +52,14 @@ def split_prompt(prompt: str, references: int) -> list[str]:
 def load_tokenizer(folder: str | os.PathLike) -> Any:
     """The Qwen2 tokenizer of a folder with tokenizer.json, or vocab.json and merges.txt.
 
-    Nothing is downloaded.
+    Nothing is downloaded. Raises FileNotFoundError where the folder has neither.
     """
+    files = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: expected a folder with tokenizer.json, or with vocab.json and "
+            "merges.txt. Take the tokenizer folder of the model's repository."
+        )
     from transformers import AutoTokenizer  # takes seconds to import
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
