@@ -75,21 +75,25 @@ def modules() -> list[str]:
     return sorted(name for name in files if not name.startswith(f"{PACKAGE}/train/"))
 
 
-def unread(tree: ast.Module) -> list[tuple[Position, Position]]:
-    """Where the source is never run: annotations are strings under `from __future__ import annotations`."""
+def without_effect(tree: ast.Module) -> list[tuple[Position, Position]]:
+    """Where no change can be told from outside.
+
+    Annotations are never run: they are strings under `from __future__ import annotations`. `strict=` of zip
+    and `frozen=` of a dataclass forbid what the code does not do.
+    """
+    nodes, found = list(ast.walk(tree)), []
     futures = {a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    if "annotations" not in futures:
-        return []
-    nodes = list(ast.walk(tree))
-    found = [getattr(node, "annotation", None) for node in nodes]
-    found += [getattr(node, "returns", None) for node in nodes]
+    if "annotations" in futures:
+        found += [getattr(node, "annotation", None) for node in nodes]
+        found += [getattr(node, "returns", None) for node in nodes]
+    found += [n.value for n in nodes if isinstance(n, ast.keyword) and n.arg in ("strict", "frozen")]
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in found if n is not None]
 
 
 def sites(path: str, source: str) -> Iterator[Site]:
-    """Every place of a file, those in annotations left out."""
+    """Every place of a file but those without effect."""
     tree = ast.parse(source)
-    skipped = unread(tree)
+    skipped = without_effect(tree)
     ways: dict[tuple[Position, Position], list[tuple]] = {}
     nodes = list(ast_nodes(get_ast(source)))
     for name in sorted(set(cosmic_ray.plugins.operator_names())):

@@ -167,7 +167,7 @@ def covered(data: Path, folder: Path) -> dict[str, dict[int, list[str]]]:
 
 def seen_by(tree: Tree, coverage: Coverage, path: str, line: int, source: str) -> str | None:
     """The first test that fails on a changed file, "time" where it never ends, None where all pass."""
-    tests = coverage.order(path, line, (ROOT / path).read_text(encoding="utf-8"))
+    tests = coverage.order(path, line, (tree.folder / path).read_text(encoding="utf-8"))
     if not tests:
         return None
     limit = START + PATIENCE * sum(coverage.durations[test] for test in tests)

@@ -1,0 +1,48 @@
+"""Numbers of the model family against those that other implementations have written down."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from diffusers import ZImagePipeline as Peer
+from diffusers import ZImageTransformer2DModel
+
+from zimage_core import S3DiTConfig, ZImagePipeline
+from zimage_core.config import REFERENCE_MAX_TOKENS, SIZE_BUCKETS, SIZE_MULTIPLE
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+
+def test_the_transformer_is_that_of_diffusers() -> None:
+    theirs, ours = defaults(ZImageTransformer2DModel.__init__), S3DiTConfig()
+    for name in (
+        "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "norm_eps", "in_channels",
+        "cap_feat_dim", "rope_theta", "t_scale",
+    ):  # fmt: skip
+        assert getattr(ours, name) == theirs[name], name
+    assert list(ours.axes_dims) == theirs["axes_dims"] and [ours.patch_size] == list(theirs["all_patch_size"])
+
+
+def test_a_prompt_is_cut_where_diffusers_cuts_it() -> None:
+    theirs = defaults(Peer.__call__)["max_sequence_length"]
+    assert REFERENCE_MAX_TOKENS == defaults(ZImagePipeline.__call__)["max_sequence_length"] == theirs
+
+
+@pytest.mark.parametrize("name", SIZE_BUCKETS)
+def test_sizes_are_what_they_are_called_and_fit_the_model(name: str) -> None:
+    width, height = SIZE_BUCKETS[name]
+    assert name.split(" ")[0] == f"{width}x{height}"
+    assert width % 16 == height % 16 == 0 and SIZE_MULTIPLE == 16
+    assert (height, width) in SIZE_BUCKETS.values(), "each also lies on its side"
+
+
+@pytest.mark.parametrize("square", [1024, 1280])
+def test_sizes_have_about_the_area_of_their_square(square: int) -> None:
+    """Eleven: the square, and five shapes that lie or stand."""
+    areas = [width * height / square**2 for width, height in SIZE_BUCKETS.values()]
+    assert (square, square) in SIZE_BUCKETS.values() and sum(0.7 < area < 1.13 for area in areas) == 11
