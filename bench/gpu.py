@@ -26,7 +26,7 @@ from tests.host import inside
 
 Rows = Callable[[Scale, float], Iterator[dict]]  # until: a time of time.monotonic
 LAUNCH = Path(inside.__file__).with_name("launch.py")
-CAPPED = Path(__file__).with_name("capped.py")
+CAPPED = Path(__file__).with_name("capped_in_host.py")
 
 
 # The groups import what they need themselves: what one of them lacks is there for the others all the same.

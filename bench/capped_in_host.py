@@ -3,7 +3,7 @@
 A script for a process of the host's own; it writes a line of JSON for each row as soon as it has it. The host
 decides what stays on the card and streams the rest. What is left is what a large tensor leaves.
 
-python tests/host/launch.py bench/capped.py ComfyUI_FOLDER SCALE
+python tests/host/launch.py bench/capped_in_host.py ComfyUI_FOLDER SCALE
 """
 
 from __future__ import annotations
