@@ -12,7 +12,7 @@ from tests.host.matrix import LONG, SHORT, Graph, Link
 
 Inputs = dict[str, object]
 
-PACK = "stand_ins.py"  # beside this file: what nodes want of other families of models
+PACK = "stand_ins.py"  # what nodes want of other families of models
 BY_TYPE: dict[str, Callable[[Graph], Link]] = {
     "VAE": lambda g: g.vae,
     "CLIP": lambda g: g.clip,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -26,6 +27,7 @@ import websocket
 PACK_ROOT = Path(__file__).resolve().parents[2]
 PACK_NAME = "ComfyUI-ZImage"
 LAUNCHER = Path(__file__).with_name("launch.py")
+TEST_PACKS = Path(__file__).with_name("packs")  # extensions for tests only
 # Binary WebSocket messages begin with a big-endian kind and, for pictures, a format (1 JPEG, 2 PNG).
 PREVIEW_IMAGE = 1
 
@@ -110,11 +112,16 @@ class ComfyServer:
     ):
         """`packs` are entries of base/custom_nodes to load beside this checkout, or alone without it.
 
+        Those of tests/host/packs are copied there.
+
         Without an environment of its own the server computes in one thread: nano is too small for more, and
         where other programs want the cores, waiting for a second thread takes many times as long as the work.
         """
         self.host, self.base, self.options = Path(host).resolve(), make_base(Path(base)), options
         self.packs = packs
+        for pack in packs:
+            if (TEST_PACKS / pack).exists():
+                shutil.copy(TEST_PACKS / pack, self.base / "custom_nodes")
         if checkout:
             link_checkout(self.base)
             self.packs = (PACK_NAME, *packs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,8 +35,6 @@ HOST = host_version() if "COMFYUI_PATH" in os.environ else (0, 0, 0)
 def wide(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = tmp_path_factory.mktemp("matrix")
     matrix.write_files(base / "models", control="ZImageFunControlnet" in RUN)
-    (base / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name(matrix.PACK), base / "custom_nodes")
     two = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"} if matrix.WIDE else None
     with ComfyServer(host_path, base, "--disable-api-nodes", packs=(matrix.PACK,), environment=two) as server:
         yield server

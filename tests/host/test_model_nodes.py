@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -35,10 +34,7 @@ def nodes(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (base / "models" / "hypernetworks").mkdir()
     layer = {"linear.weight": torch.eye(128), "linear.bias": torch.ones(128)}
     torch.save({128: [layer, layer]}, base / "models" / "hypernetworks" / "small.pt")
-    (base / "custom_nodes").mkdir()
     packs = (matrix.PACK, model_nodes.PACK)
-    for pack in packs:
-        shutil.copy(Path(__file__).with_name(pack), base / "custom_nodes")
     with ComfyServer(host_path, base, "--disable-api-nodes", packs=packs) as server:
         yield Nodes(server)
 

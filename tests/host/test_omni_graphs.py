@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +25,11 @@ CLOSE = 1e-4  # relative L2 after whole runs; the host's query and key norms hav
 @pytest.fixture(scope="module")
 def small(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = tmp_path_factory.mktemp("omni")
-    for name in ("models/diffusion_models", "models/clip_vision", "custom_nodes"):
+    for name in ("models/diffusion_models", "models/clip_vision"):
         (base / name).mkdir(parents=True)
     save_file(random_s3dit(CONFIG, seed=7).state_dict(), base / "models/diffusion_models" / FILE)
     encoder = randomise(VisionEncoder(VISION), 8)
     save_file(encoder.state_dict(), base / "models/clip_vision" / VISION_FILE)
-    shutil.copy(Path(__file__).with_name(matrix.PACK), base / "custom_nodes")
     with ComfyServer(host_path, base, "--disable-api-nodes", packs=(matrix.PACK,)) as server:
         yield server
 

@@ -1,7 +1,5 @@
 """Streaming weights (--lowvram, --novram) changes where they lie, never the picture."""
 
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,8 +35,6 @@ def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_pat
     else:
         options, packs = (), (STREAMING_PACK,)
         monkeypatch.setenv("STREAM_ON_CPU", option)
-        (tmp_path / "custom_nodes").mkdir()
-        shutil.copy(Path(__file__).with_name(STREAMING_PACK), tmp_path / "custom_nodes")
     with ComfyServer(host_path, tmp_path, "--disable-api-nodes", *options, packs=packs) as streaming:
         for name, graph in graphs.items():
             assert difference(expected[name], picture(streaming, streaming.run(graph))) == 0, name

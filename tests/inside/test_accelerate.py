@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from tests.core.random_models import random_s3dit, relative
-from tests.host import matrix, small_native
+from tests.host import matrix
 from tests.host.inside import extension_module
+from tests.host.packs import small_native
 from tests.inside.sampling import SEED, prompts, sampled
 
 accelerated = extension_module("nodes.host.running.accelerate").accelerated

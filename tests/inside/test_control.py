@@ -20,8 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, randomise, relative
-from tests.host import matrix, small_native
+from tests.host import matrix
 from tests.host.inside import extension_module
+from tests.host.packs import small_native
+from tests.host.server import TEST_PACKS
 from tests.host.weight_files import fp8
 from tests.inside.sampling import SEED, SIZE, from_file, noise_of, prompts, sampled
 from zimage_core.conditions.control import Control, ControlNet, control_latent
@@ -39,7 +41,6 @@ random_pictures = torch.rand(3, HEIGHT, WIDTH, 3, generator=torch.Generator().ma
 PICTURES, SCENE = random_pictures[:2], random_pictures[2:]
 MASK = torch.zeros(1, HEIGHT, WIDTH)
 MASK[:, :, 40:] = 1.0
-STREAMING_PACK = Path(small_native.__file__).with_name("stream_on_cpu.py")
 
 host = extension_module("nodes.host.running.control")
 host_load = extension_module("nodes.host.loading.control").load_control
@@ -261,7 +262,7 @@ def test_streamed_it_is_the_same(model, steered, monkeypatch: pytest.MonkeyPatch
     loaded_model = management.LoadedModel
     monkeypatch.setattr(loaded_model, "model_load", loaded_model.model_load)  # as it is again afterwards
     monkeypatch.setenv("STREAM_ON_CPU", "--novram")
-    runpy.run_path(str(STREAMING_PACK))
+    runpy.run_path(str(TEST_PACKS / "stream_on_cpu.py"))
     with caplog.at_level(logging.INFO):
         assert relative(host_velocity(steered(model())), plain) == 0
     assert "loaded partially" in caplog.text, "nothing was streamed: this proves nothing"

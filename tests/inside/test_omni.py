@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import random_inputs, random_s3dit, randomise, relative
-from tests.host import matrix, small_native
+from tests.host import matrix
 from tests.host.inside import extension_module
 from tests.host.native_network import native_network
+from tests.host.packs import small_native
 from tests.inside.sampling import SEED, from_file, noise_of, prompts, sampled, stepped
 from zimage_core.conditions.references import References
 from zimage_core.config import NanoConfig, S3DiTConfig

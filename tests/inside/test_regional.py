@@ -10,8 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, relative
-from tests.host import matrix, small_native
+from tests.host import matrix
 from tests.host.inside import extension_module
+from tests.host.packs import small_native
 from tests.inside.sampling import SEED, SIZE, count_calls, from_file, noise_of, prompts, sampled, stepped
 from zimage_core.conditions.regions import Region, Regions
 from zimage_core.model.s3dit import Prompt
