@@ -20,6 +20,7 @@ from ....zimage_core.model.memo import StepMemo
 from ....zimage_core.weights import WeightsError, read_transformer
 from ..built_in import NANO, nano_settings
 from ..running.conds import caption_conds
+from ..running.finite import check_results
 from ..running.references import CELLS, PATCH_AREA, reference_conds
 from ..running.regions import REGIONS
 from ..running.s3dit import HostS3DiT
@@ -152,6 +153,7 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     model.load_model_weights(state, "", **options)  # takes them out of state
     if wide:
         model.diffusion_model.load_state_dict(wide, strict=False, assign=True)
+    check_results(patcher)
     return patcher
 
 

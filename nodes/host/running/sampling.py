@@ -11,6 +11,8 @@ import comfy.utils
 import latent_preview
 import torch
 
+from .finite import require_finite
+
 
 def empty_latent(shape: tuple[int, int, int, int]) -> dict:
     """A LATENT of zeros where the host keeps latents between nodes."""
@@ -31,8 +33,9 @@ def sample(guider: Any, sampler: Any, latent: dict, seed: int, sigmas: torch.Ten
     """
     model = guider.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    samples = guider.sample(
-        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    made = guider.sample(
+        noise,
         samples,
         sampler,
         sigmas,
@@ -41,9 +44,5 @@ def sample(guider: Any, sampler: Any, latent: dict, seed: int, sigmas: torch.Ten
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     ).to(samples)  # where the host keeps latents, and in its type
-    if not torch.isfinite(samples).all():
-        raise ValueError(
-            "sampling gave values that are not finite (NaN or infinity). The weights hold such values or "
-            "overflow in this precision: check the file, or load it with weight_dtype bf16 or fp32."
-        )
-    return {**latent, "samples": samples}
+    require_finite(made, guider, noise, samples)
+    return {**latent, "samples": made}

@@ -1,0 +1,85 @@
+"""A result that is not finite, which the host would turn into a black picture: where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ....zimage_core.weights import read_transformer
+from ....zimage_core.weights.errors import some
+from ....zimage_core.weights.values import finite, not_finite
+
+KEY = "zimage_finite"
+WHAT = "sampling gave values that are not finite (NaN or infinity)"
+
+
+def check_results(model: Any) -> None:
+    """From now on every run of this MODEL ends in finite values or in an error; each is looked at once."""
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _checked)
+
+
+def _checked(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    samples = executor(noise, latent, *args, **kwargs)
+    require_finite(samples, executor.class_obj, noise, latent)
+    return samples
+
+
+def require_finite(samples: Tensor, guider: Any, noise: Tensor, latent: Tensor) -> None:
+    """samples: what the host's guider made of noise and latent. Raises ValueError naming the cause."""
+    if torch.isfinite(samples).all():
+        return
+    for cause in _causes(guider, noise, latent):
+        raise ValueError(f"{WHAT}. {cause}")
+
+
+def _causes(guider: Any, noise: Tensor, latent: Tensor) -> Iterator[str]:
+    """The most likely first; the last one is what is left. Reading all weights can take half a minute."""
+    if not finite(latent) or not finite(noise):
+        yield "The latent or noise that it started from holds such values: look at the node that made it."
+    conds = [cond for conds in guider.original_conds.values() for cond in conds]
+    if any(not finite(cond["cross_attn"]) for cond in conds if isinstance(cond.get("cross_attn"), Tensor)):
+        yield "The encoded prompt holds such values: check the text encoder's file, or load another."
+    patcher = guider.model_patcher
+    if patched := [
+        key for key, patches in patcher.patches.items() if not all(map(finite, _tensors(patches)))
+    ]:
+        yield f"A LoRA holds such values for {some(patched)}: take it out, or download it again."
+    if names := list(not_finite(_weights(patcher))):
+        yield f"The weights hold such values in {some(names)}: download the file again or choose another."
+    yield (
+        f"The weights, the prompt and the latent are finite: numbers overflowed in {_precision(patcher)}. "
+        "Load the weights with weight_dtype bf16 or fp32, and start ComfyUI without --force-fp16 and "
+        "--use-sage-attention."
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in the host's patches: nested tuples, lists and adapters with their weights."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif hasattr(value, "weights"):
+        yield from _tensors(value.weights)
+
+
+def _weights(patcher: Any) -> dict[str, Tensor]:
+    """As they are in memory; of a MODEL that streams them, as they are in its file."""
+    if getattr(patcher, "is_dynamic", bool)():
+        load, (path, *_) = patcher.cached_patcher_init
+        return read_transformer(path).tensors
+    state = patcher.get_model_object("diffusion_model").state_dict()
+    plain = {key: getattr(value, "_qdata", value) for key, value in state.items()}
+    return {key: value for key, value in plain.items() if isinstance(value, Tensor)}
+
+
+def _precision(patcher: Any) -> str:
+    model = patcher.model
+    dtype = getattr(model, "manual_cast_dtype", None) or model.get_dtype()
+    return str(dtype).removeprefix("torch.")

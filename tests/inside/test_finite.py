@@ -1,0 +1,87 @@
+"""A run whose result is not finite says which of its inputs is to blame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.sd
+import pytest
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.core.random_models import random_s3dit
+from tests.host import matrix, small_native
+from tests.host.inside import extension_module
+from tests.host.weight_files import TRANSFORMER, fp8, loras
+from tests.inside.sampling import SEED, from_file, noise_of, prompts, sampled
+
+STATE = random_s3dit(TRANSFORMER, SEED).state_dict()
+CAPTIONS = prompts(TRANSFORMER.cap_feat_dim, 40, 40)
+NAN = float("nan")
+accelerated = extension_module("nodes.host.running.accelerate").accelerated
+
+
+def with_nan(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    value = state[key].clone().float()
+    value.view(-1)[-1] = NAN
+    return {**state, key: value.to(state[key].dtype)}
+
+
+def complaint(patcher, positive=CAPTIONS[0], noise: Tensor | None = None) -> str:
+    with pytest.raises(ValueError, match="^sampling gave values that are not finite") as error:
+        sampled(patcher, positive, positive, steps=1, noise=noise)
+    return str(error.value)
+
+
+def test_the_weight_is_named(tmp_path: Path) -> None:
+    """By any sampler of the host, in float32 and in fp8."""
+    key = "layers.1.attention.out.weight"
+    assert f"weights hold such values in {key}" in complaint(
+        from_file(tmp_path / "a.safetensors", with_nan(STATE, key))
+    )
+    scaled = with_nan(fp8(STATE, "weight_scale", {}), key)
+    save_file({k: v.contiguous() for k, v in scaled.items()}, tmp_path / "b.safetensors")
+    patcher = extension_module("nodes.host.loading.model").load_patcher(tmp_path / "b.safetensors")
+    assert f"weights hold such values in {key}" in complaint(patcher)
+
+
+def test_a_lora_is_named(tmp_path: Path) -> None:
+    lora = {k: v.clone() for k, v in loras()[1].items()}
+    next(iter(lora.values())).fill_(NAN)
+    patcher = comfy.sd.load_lora_for_models(
+        from_file(tmp_path / "a.safetensors", STATE), None, lora, 1.0, 0.0
+    )[0]
+    assert "A LoRA holds such values for diffusion_model.layers." in complaint(patcher)
+
+
+def test_prompt_and_latent_are_told_from_weights(tmp_path: Path) -> None:
+    patcher = from_file(tmp_path / "a.safetensors", STATE)
+    caption, values = CAPTIONS[0][0]
+    assert "encoded prompt holds such values" in complaint(patcher, [[caption * NAN, values]])
+    assert "started from holds such values" in complaint(patcher, noise=noise_of() * NAN)
+
+
+def test_what_overflows_is_said_to_overflow(tmp_path: Path) -> None:
+    """All inputs are finite here."""
+    huge = {k: v * 1e30 if k == "final_layer.linear.weight" else v for k, v in STATE.items()}
+    huge |= {k: v * 1e30 for k, v in STATE.items() if k == "final_layer.linear.bias"}
+    huge["x_embedder.weight"] = STATE["x_embedder.weight"] * 1e38
+    message = complaint(from_file(tmp_path / "a.safetensors", huge))
+    assert "are finite: numbers overflowed in float32" in message and "--force-fp16" in message
+
+
+def test_a_finite_run_is_looked_at_once_and_passes(tmp_path: Path, monkeypatch) -> None:
+    """After the last step, not at each: looking makes a card wait."""
+    patcher, looked = from_file(tmp_path / "a.safetensors", STATE), []
+    finite = extension_module("nodes.host.running.finite")
+    monkeypatch.setattr(finite, "require_finite", lambda samples, *_: looked.append(samples.shape))
+    made = sampled(patcher, *CAPTIONS, steps=4)
+    assert looked == [made.shape]
+
+
+def test_under_accelerate_too() -> None:
+    """A MODEL of the host's own says nothing by itself."""
+    state = random_s3dit(matrix.SMALL_CONFIG, SEED).state_dict()
+    key = "layers.1.attention.out.weight"
+    patcher, _ = accelerated(small_native.patcher(with_nan(state, key)))
+    assert f"weights hold such values in {key}" in complaint(patcher, prompts(matrix.CAPTION, 21)[0])
