@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, relative
-from tests.inside.sampling import SEED, count_calls, from_file, prompts, sampled
+from tests.inside.sampling import SEED, count_calls, from_file, noise_of, prompts, sampled, stepped
 from zimage_core import S3DiTConfig
 
 CLOSE = 1e-5  # relative L2
@@ -188,3 +190,46 @@ def test_noise_refiner_patch_halves_the_image(model) -> None:
     patched = guided(model(), lambda patcher: patcher.set_model_patch(halved, "noise_refiner"))
     assert relative(patched, guided(model(), in_place_of(0, before_layers))) <= CLOSE
     assert relative(patched, guided(model())) > 1e-3, "the patch changes nothing: it proves nothing"
+
+
+RAMP, EARLIER = torch.arange(CONFIG.cap_feat_dim) / 20, 0.8
+
+
+def as_function(apply_model: Callable, args: dict) -> Tensor:
+    x, sigma, conds = args["input"], args["timestep"], args["c"]
+    other = {**conds, "c_crossattn": conds["c_crossattn"] + sigma.max() * RAMP}
+    return (apply_model(x, sigma, **conds) + apply_model(x, sigma * EARLIER, **other)) / 2
+
+
+def around_the_model(
+    call: Callable, x: Tensor, sigma: Tensor, concat: None, caption: Tensor, *more, **conds
+) -> Tensor:
+    first = call(x, sigma, concat, caption, *more, **conds)
+    return (first + call(x, sigma * EARLIER, concat, caption + sigma.max() * RAMP, *more, **conds)) / 2
+
+
+def around_the_network(call: Callable, x: Tensor, sigma: Tensor, caption: Tensor, *more, **options) -> Tensor:
+    other = caption + sigma.max() * RAMP
+    return (call(x, sigma, caption, *more, **options) + call(x, sigma * EARLIER, other, *more, **options)) / 2
+
+
+WRAPPERS = {
+    "function": lambda patcher: patcher.set_model_unet_function_wrapper(as_function),
+    "model": lambda patcher: patcher.add_wrapper(WrappersMP.APPLY_MODEL, around_the_model),
+    "network": lambda patcher: patcher.add_wrapper(WrappersMP.DIFFUSION_MODEL, around_the_network),
+}
+
+
+@pytest.mark.parametrize("way", WRAPPERS)
+def test_a_wrapper_calls_with_another_caption_and_time(model, way: str) -> None:
+    """In each step once as the sampler has them, once not: what a run repeats is not taken for the same."""
+    library, caption, patched = random_s3dit(CONFIG, SEED), POSITIVE[0][0], model()
+    share = 1.0 if way == "network" else EARLIER  # a velocity counts by the sigma of its call
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        other = library(x, sigma * EARLIER, caption + sigma * RAMP)
+        return (library(x, sigma, caption) + share * other) / 2
+
+    WRAPPERS[way](patched)
+    found = sampled(patched, POSITIVE, NEGATIVE, steps=3)
+    assert relative(found, stepped(model(), velocity, 3, noise_of())) <= CLOSE

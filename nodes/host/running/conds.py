@@ -118,13 +118,14 @@ def caption_conds(out: dict, cond: dict, model: Any, multiple: int, runs: StepMe
     out.pop("attention_mask", None)
     captions = Captions.masked(caption, cond.get("attention_mask"))
     out["num_tokens"] = PerSample(captions.lengths)
-    patcher = model.current_patcher
-    patches = patcher.model_options.get("transformer_options", {}).get("patches", {}) if patcher else {}
+    options = model.current_patcher.model_options if model.current_patcher else {}
+    patches = options.get("transformer_options", {}).get("patches", {})
     together = any(patches.get(name) for name in SEES_BOTH)
     features = F.pad(captions.features, (0, 0, 0, -caption.shape[1] % multiple))
     out["c_crossattn"] = CaptionCond(features, together)
     if cond.get(REGIONS) or together:  # conditionings of a batch have the same parts
         out["regions"] = RegionsCond.of(cond, together)
-    if cond.get("hooks") is None:  # hooks may change the weights in mid-run, so nothing is kept then
+    # hooks may change the weights in mid-run, this wrapper captions and times: nothing is kept then
+    if cond.get("hooks") is None and "model_function_wrapper" not in options:
         out["kept"] = KeptCond((Kept(runs.once(cond["noise"], (), Run), object()),))
     return out

@@ -24,6 +24,14 @@ from .replaced import InPlace
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
 CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
+ON_THE_WAY = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # wrappers between a conditioning and us
+HANDS_ON = {"torch.compile", "easycache"}  # keys of the host's own, which change no caption and no time
+
+
+def changed_on_the_way(options: dict) -> bool:
+    """Whether wrappers of other nodes may call us with another caption or time than the sampler has."""
+    wrappers = options.get("wrappers", {})
+    return any(wrappers.get(kind, {}).keys() - HANDS_ON for kind in ON_THE_WAY)
 
 
 class HostAttention(InPlace, Attention):
@@ -125,7 +133,8 @@ class HostS3DiT(InPlace, S3DiT):
         What is as long as the prompt is marked so that another length is none.
         """
         # training changes the weights within a run, and goes back through each step once
-        run = kept[0].run if kept and not torch.is_grad_enabled() else Run()
+        repeats = kept and not torch.is_grad_enabled() and not changed_on_the_way(options)
+        run = kept[0].run if repeats else Run()
         scaling = options.get("rope_options") or {}
         grid = Grid(**{name: scaling[name] for name in Grid._fields if name in scaling})
 
