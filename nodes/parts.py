@@ -48,8 +48,9 @@ PARTS = {  # the input's name -> the part
     "transformer": Part(
         "transformer",
         load_patcher,
-        "The Z-Image transformer, from models/diffusion_models: bf16, fp16, fp32 or fp8, ComfyUI or "
-        "diffusers names. Entries that end in / are diffusers folders.",
+        "The Z-Image transformer, from models/diffusion_models or an all-in-one file of models/checkpoints: "
+        "bf16, fp16, fp32 or fp8, ComfyUI or diffusers names. Entries that end in / are folders, of a "
+        "diffusers model or of shards.",
         "ZImageModelLoader",
         "Z-Image Model Loader",
         "Loads a Z-Image transformer alone, from any file or diffusers folder.",
