@@ -460,6 +460,14 @@ def test_lost_scales_are_missed(marker: str, state: dict[str, Tensor], tmp_path:
         load_transformer(tmp_path / "file.safetensors")
 
 
+@pytest.mark.parametrize("dtype", FP8)
+def test_all_scales_lost(dtype: torch.dtype, state: dict[str, Tensor]) -> None:
+    """No weight of a model is as large as fp8 goes: without any scale left, its values tell."""
+    out, _ = scaled(state, "weight_scale", "[]", dtype, 14)
+    with pytest.raises(WeightsError, match="no scales, expected weights below 100.*Download"):
+        load_transformer({k: v for k, v in out.items() if not k.endswith("weight_scale")})
+
+
 def test_lost_weights_are_missed(state: dict[str, Tensor]) -> None:
     """A weight that was renamed beside its scale and its marker."""
     for marker in ("none", "comfy_quant", "scaled_fp8"):
