@@ -202,6 +202,8 @@ def test_a_connection_that_breaks(serve):
     silent = serve(lambda request: None)
     assert "broke off" in failure(silent.endpoint())
     assert len(server.requests) == len(silent.requests) == 1
+    whole = serve(says(200, b'{"choices": [', {"Content-Length": "9999"}))
+    assert "broke off (ClientPayloadError). Try again" in failure(whole.endpoint())
     complete_all_the_same = serve(says(200, chunk("A fox", "stop"), long))
     assert ask(complete_all_the_same.endpoint()) == "A fox"
 
@@ -244,6 +246,18 @@ def test_a_reason_in_two_pieces(serve):
 def test_a_key_is_not_repeated_from_an_answer(serve):
     for body in (b"{" + KEY.encode(), b'{"error": "%s"}' % KEY.encode(), KEY.encode()):
         assert "***" in failure(serve(says(200, body)).endpoint(key_env="TEST_KEY"))
+
+
+def test_what_cannot_be_read(serve, monkeypatch):
+    """A line without an end, texts in texts without an end, and a redirect to no address."""
+    monkeypatch.setattr("zimage_core.prompt.endpoint.MAX_BYTES", 2**16)
+    nested = b'{"choices": [{"message": {"content": %s}}]}' % (b"[" * 900 + b"]" * 900)
+    for status, body, more in (
+        (200, b"x" * 2**18, {}),
+        (200, nested, {}),
+        (302, b"", {"Location": "http://[::1/v1"}),
+    ):
+        assert "cannot be read" in failure(serve(says(status, body, more)).endpoint())
 
 
 @pytest.mark.parametrize("headers", ({}, {"Retry-After": "0.2"}))

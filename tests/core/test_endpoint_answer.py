@@ -15,7 +15,7 @@ from zimage_core.prompt.answer import read_answer
 from zimage_core.prompt.endpoint_answer import ChatAnswer, UnusableAnswer
 
 TEXT = "A fox in the snow."
-KEY = "sk-test-0123456789abcdef"
+KEY = 'sk-test-0123/45"6789abcdef'  # JSON may write it in other letters
 DONE = "data: [DONE]\n\n"
 
 
@@ -325,6 +325,8 @@ def test_a_key_is_not_repeated():
         f"<p>{KEY}",
         whole(None, refusal=KEY),
         json.dumps({"x": KEY}),
+        json.dumps({"x": KEY})[:-1],
+        json.dumps({"x": KEY}).replace("/", r"\/")[:-1],
         json.dumps([{"msg": KEY, "error": KEY}]),
     ):
         with pytest.raises(UnusableAnswer) as caught:

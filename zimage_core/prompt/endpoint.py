@@ -91,11 +91,14 @@ async def _ask(endpoint: Endpoint, body: dict, key: str | None, proxy: str | Non
         for pause in (*limits.pauses, None):
             async with session.post(endpoint.chat_url, **asked) as response:
                 if response.status == 200:
-                    with contextlib.suppress(aiohttp.ClientPayloadError):  # it broke off, maybe after the end
+                    try:
                         async for line in response.content:
                             answer.add(line)
                             if answer.ended:
                                 break
+                    except aiohttp.ClientPayloadError:  # it broke off, maybe after the end
+                        if not answer.is_chat:
+                            raise
                     return answer.result()
                 problem, wait = await _refusal(endpoint, response, key)
             if wait is None or pause is None or wait > limits.retry_after:

@@ -160,6 +160,10 @@ def quoted(words: str | bytes, secret: str | None) -> str:
     text = words if isinstance(words, str) else words.decode(errors="replace")
     if text.lstrip().startswith("<"):
         return WEB_PAGE
-    line = " ".join((text.replace(secret, "***") if secret else text).split())
+    if secret:
+        in_json = json.dumps(secret)[1:-1]
+        for written in (secret, in_json, in_json.replace("/", r"\/")):
+            text = text.replace(written, "***")
+    line = " ".join(text.split())
     line = "".join(filter(str.isprintable, line))
     return line[:QUOTED] + "..." * (len(line) > QUOTED)
