@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.page.schema import advanced, schema
-from .host.running.control import ControlPatch, controlled
+from .host.running.control import ZImageControlPatch, controlled
 from .parts import CONTROL
 
 
@@ -106,6 +106,6 @@ class ZImageControl(io.ComfyNode):
             )
         if not strength or start_percent >= end_percent:
             return io.NodeOutput(model)
-        pictures = (image, mask, inpaint_image)
-        patch = ControlPatch(control, vae, strength, start_percent, end_percent, *pictures)
+        patch = ZImageControlPatch(control, vae, image, strength, inpaint_image, mask)
+        patch.percents = (start_percent, end_percent)
         return io.NodeOutput(controlled(model, patch))

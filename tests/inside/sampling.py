@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import comfy.context_windows as windows
 import comfy.sample
 import comfy.samplers
 import torch
@@ -76,3 +78,21 @@ def count_calls(patcher: ModelPatcher) -> Counter[int]:
 
     patcher.set_model_unet_function_wrapper(wrapper)
     return calls
+
+
+def in_windows(patcher: ModelPatcher, length: int, dim: int = 3, **more: object) -> ModelPatcher:
+    """A clone that samples parts of so many cells one by one, without overlap.
+
+    dim: of [B, C, H, W]. more: settings of the host's handler, of which older hosts take fewer.
+    """
+    settings = {"context_schedule": windows.get_matching_context_schedule("standard_static")}
+    settings |= {"fuse_method": windows.get_matching_fuse_method("flat"), "causal_window_fix": False, **more}
+    known = inspect.signature(windows.IndexListContextHandler).parameters
+    clone = patcher.clone()
+    clone.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_length=length,
+        context_overlap=0,
+        dim=dim,
+        **{name: value for name, value in settings.items() if name in known},
+    )
+    return clone

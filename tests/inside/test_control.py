@@ -125,9 +125,10 @@ def steered(files: Path):
         patcher: ModelPatcher, file="2.1", vae=None, strength=0.8, start=0.0, end=1.0, image=PICTURES[:1],
         inpaint=False,
     ) -> ModelPatcher:  # fmt: skip
-        pictures = (image, *((MASK, SCENE) if inpaint else (None, None)))
         control = host_load(files / f"{file}.safetensors")
-        patch = host.ControlPatch(control, vae or PooledVAE(), strength, start, end, *pictures)
+        more = (SCENE, MASK) if inpaint else ()
+        patch = host.ZImageControlPatch(control, vae or PooledVAE(), image, strength, *more)
+        patch.percents = (start, end)
         return host.controlled(patcher, patch)
 
     return patched
@@ -219,13 +220,14 @@ def test_no_strength_is_the_model_itself(model, steered) -> None:
     assert torch.equal(off, plain)
 
 
-def test_a_part_of_the_picture_has_the_control_in_its_size(model, steered) -> None:
-    """The host samples an area by itself: the control picture is resized to it."""
-    vae = PooledVAE()
-    half = [[POSITIVE[0][0], {"area": (8, 6, 0, 0), "strength": 1.0}], *POSITIVE]
-    made = sampled(steered(model(), vae=vae), half, NEGATIVE)
-    assert torch.isfinite(made).all()
-    assert {shape[1:3] for shape, _ in vae.uses} == {(64, 48), (64, 96)}
+def test_clones_share_network_and_pictures(model, steered) -> None:
+    """Older hosts copy a MODEL's patches with each clone."""
+    patcher = steered(model())
+    one, other = (
+        each.model_options["transformer_options"]["patches"][host.CONTROLS][0]
+        for each in (patcher, patcher.clone())
+    )
+    assert one.model_patch is other.model_patch and one.vae is other.vae and one.image is other.image
 
 
 def test_the_hosts_own_network_needs_accelerate(steered, files) -> None:

@@ -13,7 +13,17 @@ from tests.core.random_models import random_s3dit, relative
 from tests.host import matrix
 from tests.host.inside import extension_module
 from tests.host.packs import small_native
-from tests.inside.sampling import SEED, SIZE, count_calls, from_file, noise_of, prompts, sampled, stepped
+from tests.inside.sampling import (
+    SEED,
+    SIZE,
+    count_calls,
+    from_file,
+    in_windows,
+    noise_of,
+    prompts,
+    sampled,
+    stepped,
+)
 from zimage_core.conditions.regions import Region, Regions
 from zimage_core.model.s3dit import Prompt
 from zimage_core.model.sequence import Captions
@@ -110,20 +120,28 @@ def test_an_area_that_is_all(model) -> None:
     assert relative(picture(model(), whole), by_library(model(), RIGHT)) <= CLOSE
 
 
+def halves(model, left: Tensor, right: Tensor) -> Tensor:
+    """What the library makes of the left and the right half of the noise, each with its own mask for LONG."""
+    noise, middle = noise_of(), SIZE[1] // 2
+    parts = ((left, noise[..., :middle]), (right, noise[..., middle:]))
+    return torch.cat([by_library(model(), mask, noise=part) for mask, part in parts], dim=-1)
+
+
 def test_a_conditioning_for_an_area_has_that_part_of_the_mask(model) -> None:
-    """The right half: its region's mask is cut out with the latent."""
-    seen = []
+    """Two halves, each with a prompt of its own for a region; the masks are of the whole picture."""
+    low, middle = box(0.5, 0.25), SIZE[1] // 2
+    left, right = (
+        [[c, {**given, "area": (SIZE[0], middle, 0, start)}] for c, given in with_region(BASE, LONG, mask)]
+        for mask, start in ((RIGHT + low, 0), (low, middle))
+    )
+    made = picture(model(), [*left, *right])
+    assert relative(made, halves(model, (RIGHT + low).clamp(0, 1)[..., :middle], low[..., middle:])) <= CLOSE
 
-    def wrapper(apply_model, args):
-        if "regions" in args["c"]:
-            seen.append(args["c"]["regions"][0].weight)
-        return apply_model(args["input"], args["timestep"], **args["c"])
 
-    patcher, mask = model(), box(0.5, 0.75)
-    patcher.set_model_unet_function_wrapper(wrapper)
-    half = [[c, {**given, "area": (8, 6, 0, 6)}] for c, given in with_region(BASE, LONG, mask)]
-    picture(patcher, [*half, *BASE])
-    assert seen and relative(seen[-1], mask[:, :, 6:]) == 0.0
+def test_a_context_window_has_its_part_of_the_mask(model) -> None:
+    mask = box(0.5, 0.25)
+    made = picture(in_windows(model(), SIZE[1] // 2), with_region(BASE, LONG, mask))
+    assert relative(made, halves(model, mask[..., :6], mask[..., 6:])) <= CLOSE
 
 
 @pytest.mark.parametrize(

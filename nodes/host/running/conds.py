@@ -69,12 +69,12 @@ class Run:
 
 
 class Kept(NamedTuple):
-    """The key of what is computed once for one conditioning of a run.
+    """The key of what is computed once for one conditioning of a run; without a run nothing is kept.
 
-    area: the part of the latent that it is for, since the host uses one conditioning for several parts.
+    area: height, width, top and left of the part that it is for; the host uses one for several parts.
     """
 
-    run: Run
+    run: Run | None
     token: object
     area: tuple[int, ...] = ()
 
@@ -126,6 +126,6 @@ def caption_conds(out: dict, cond: dict, model: Any, multiple: int, runs: StepMe
     if cond.get(REGIONS) or together:  # conditionings of a batch have the same parts
         out["regions"] = RegionsCond.of(cond, together)
     # hooks may change the weights in mid-run, this wrapper captions and times: nothing is kept then
-    if cond.get("hooks") is None and "model_function_wrapper" not in options:
-        out["kept"] = KeptCond((Kept(runs.once(cond["noise"], (), Run), object()),))
+    keeps = cond.get("hooks") is None and "model_function_wrapper" not in options
+    out["kept"] = KeptCond((Kept(runs.once(cond["noise"], (), Run) if keeps else None, object()),))
     return out

@@ -81,19 +81,15 @@ class RegionsCond(CONDRegular):
         )
         return cls(regions, together)
 
-    def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs: Any) -> RegionsCond:
-        """area: height, width, top and left of the part that the conditioning is for."""
-        cut = []
+    def process_cond(self, batch_size: int, **kwargs: Any) -> RegionsCond:
+        made = []
         for captions, weight in self.cond:
-            if area is not None:
-                height, width, top, left = area
-                weight = weight[:, top : top + height, left : left + width]
             if len(weight) > 1:  # each picture's own
                 weight = comfy.utils.repeat_to_batch_size(weight, batch_size)
             features = comfy.utils.repeat_to_batch_size(captions.features, batch_size)
             lengths = (captions.lengths * batch_size)[:batch_size]
-            cut.append(Region(Captions(features, lengths), weight))
-        return RegionsCond(tuple(cut), self.together, batch_size)
+            made.append(Region(Captions(features, lengths), weight))
+        return RegionsCond(tuple(made), self.together, batch_size)
 
     def can_concat(self, other: RegionsCond) -> bool:
         return self.together

@@ -17,6 +17,7 @@ from ....zimage_core.model.rope import Grid, rotate
 from ....zimage_core.model.s3dit import Condition, Prompt, S3DiT
 from ....zimage_core.model.sequence import Captions, Prepared, Span, Time
 from .conds import Run
+from .parts import cut, parts_of, report_lost
 from .patches import HostPatches, Replacements
 from .replaced import InPlace
 
@@ -134,7 +135,8 @@ class HostS3DiT(InPlace, S3DiT):
         """
         # training changes the weights within a run, and goes back through each step once
         repeats = kept and not torch.is_grad_enabled() and not changed_on_the_way(options)
-        run = kept[0].run if repeats else Run()
+        run = (kept[0].run if repeats else None) or Run()
+        parts = parts_of([each.area for each in kept] or [()], options.get("context_window"))
         scaling = options.get("rope_options") or {}
         grid = Grid(**{name: scaling[name] for name in Grid._fields if name in scaling})
 
@@ -144,13 +146,18 @@ class HostS3DiT(InPlace, S3DiT):
                 raise ValueError("prompts for regions and reference images cannot go together")
             if ref_latents:
                 return References.of(prompt, ref_latents, ref_contexts, siglip_feats)
-            return Regions(prompt, regions) if regions else prompt
+            if not regions:
+                return prompt
+            own = [region._replace(weight=cut(region.weight, parts)) for region in regions]
+            if own[0].weight.shape[-2:] != x.shape[-2:]:
+                report_lost(x.shape[-2:], own[0].weight.shape[-2:])
+            return Regions(prompt, own)
 
-        key = (kept, grid, x.shape[0], x.dtype, x.device)
+        key = (kept, parts, grid, x.shape[0], x.dtype, x.device)
         # the host's tensor of this step is the same one for every conditioning, the timesteps are not
-        timesteps = run.steps.once(options.get("sigmas", timesteps), key[2:], lambda: timesteps)
+        timesteps = run.steps.once(options.get("sigmas", timesteps), key[3:], lambda: timesteps)
         patches = options.get("patches", {}).get(CONTROLS, ())
-        controls = [control for patch in patches if (control := patch.at(x, options)) is not None]
+        controls = [control for patch in patches if (control := patch.at(x, options, parts)) is not None]
         replacements = options.get("patches_replace", {}).get("dit", {})
         hooks = [HostPatches(options), *controls, *([Replacements(replacements)] if replacements else ())]
         prepared, time, hooks = self.prepare(x, timesteps, run.memo.once(key, condition), hooks, run.memo)
