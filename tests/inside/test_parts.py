@@ -206,7 +206,7 @@ def test_context_windows_over_a_batch(model, steered, of_part) -> None:
 class Cropped:
     """A MODEL for tiles as Ultimate SD Upscale makes it from one with the host's own control.
 
-    It goes by the class's name, cuts the attribute `image`, calls __init__ again, and puts back what it found.
+    It goes by the name of the class, cuts the attribute `image`, calls __init__ again, and puts all back.
     """
 
     NAMES = ("DiffSynthCnetPatch", "ZImageControlPatch")
