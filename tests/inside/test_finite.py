@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.sd
 import pytest
@@ -10,14 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit
-from tests.host import matrix, small_native
+from tests.host import matrix
 from tests.host.inside import extension_module
+from tests.host.packs import small_native
 from tests.host.weight_files import TRANSFORMER, fp8, loras
 from tests.inside.sampling import SEED, from_file, noise_of, prompts, sampled
 
 STATE = random_s3dit(TRANSFORMER, SEED).state_dict()
 CAPTIONS = prompts(TRANSFORMER.cap_feat_dim, 40, 40)
 NAN = float("nan")
+KEY = "layers.1.attention.out.weight"
 accelerated = extension_module("nodes.host.running.accelerate").accelerated
 
 
@@ -35,14 +38,13 @@ def complaint(patcher, positive=CAPTIONS[0], noise: Tensor | None = None) -> str
 
 def test_the_weight_is_named(tmp_path: Path) -> None:
     """By any sampler of the host, in float32 and in fp8."""
-    key = "layers.1.attention.out.weight"
-    assert f"weights hold such values in {key}" in complaint(
-        from_file(tmp_path / "a.safetensors", with_nan(STATE, key))
+    assert f"weights hold such values in {KEY}" in complaint(
+        from_file(tmp_path / "a.safetensors", with_nan(STATE, KEY))
     )
-    scaled = with_nan(fp8(STATE, "weight_scale", {}), key)
+    scaled = with_nan(fp8(STATE, "weight_scale", {}), KEY)
     save_file({k: v.contiguous() for k, v in scaled.items()}, tmp_path / "b.safetensors")
     patcher = extension_module("nodes.host.loading.model").load_patcher(tmp_path / "b.safetensors")
-    assert f"weights hold such values in {key}" in complaint(patcher)
+    assert f"weights hold such values in {KEY}" in complaint(patcher)
 
 
 def test_a_lora_is_named(tmp_path: Path) -> None:
@@ -82,6 +84,22 @@ def test_a_finite_run_is_looked_at_once_and_passes(tmp_path: Path, monkeypatch) 
 def test_under_accelerate_too() -> None:
     """A MODEL of the host's own says nothing by itself."""
     state = random_s3dit(matrix.SMALL_CONFIG, SEED).state_dict()
-    key = "layers.1.attention.out.weight"
-    patcher, _ = accelerated(small_native.patcher(with_nan(state, key)))
-    assert f"weights hold such values in {key}" in complaint(patcher, prompts(matrix.CAPTION, 21)[0])
+    patcher, _ = accelerated(small_native.patcher(with_nan(state, KEY)))
+    assert f"weights hold such values in {KEY}" in complaint(patcher, prompts(matrix.CAPTION, 21)[0])
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_checkpoint_that_the_host_streams(tmp_path: Path, monkeypatch, readable: bool) -> None:
+    """It remembers its loader with the number of the MODEL among what that gives; not all are read here."""
+    state = with_nan(random_s3dit(matrix.SMALL_CONFIG, SEED).state_dict(), KEY)
+    path = tmp_path / "all.safetensors"
+    if readable:
+        save_file({f"model.diffusion_model.{key}": value for key, value in state.items()}, path)
+    else:
+        path.write_bytes(b"of a kind that only the host reads")
+    patcher, _ = accelerated(small_native.patcher(state))
+    patcher.cached_patcher_init = (None, (str(path), False), 0)
+    monkeypatch.setattr(type(patcher), "is_dynamic", lambda _: True, raising=False)
+    guider, noise = SimpleNamespace(original_conds={}, model_patcher=patcher), noise_of()
+    with pytest.raises(ValueError, match=f"weights hold such values in {KEY}"):
+        extension_module("nodes.host.running.finite").require_finite(noise * NAN, guider, noise, noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ....zimage_core.weights import read_transformer
+from ....zimage_core.weights import WeightsError, read_transformer
 from ....zimage_core.weights.errors import some
 from ....zimage_core.weights.values import finite, not_finite
 
@@ -70,10 +71,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _weights(patcher: Any) -> dict[str, Tensor]:
-    """As they are in memory; of a MODEL that streams them, as they are in its file."""
+    """As they are in memory; of a MODEL that streams them, as they are in a file that is read here."""
     if getattr(patcher, "is_dynamic", bool)():
-        load, (path, *_) = patcher.cached_patcher_init
-        return read_transformer(path).tensors
+        arguments = patcher.cached_patcher_init[1]  # of the loader: the file first
+        with contextlib.suppress(WeightsError):
+            return read_transformer(arguments[0]).tensors
     state = patcher.get_model_object("diffusion_model").state_dict()
     plain = {key: getattr(value, "_qdata", value) for key, value in state.items()}
     return {key: value for key, value in plain.items() if isinstance(value, Tensor)}
