@@ -73,5 +73,6 @@ def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str,
     if outcome.text is not None:
         return outcome.text, notes
     if values["on_failure"] != USE_PROMPT:
-        raise ValueError("\n".join(("no usable description:", *notes)))
+        # the reason first: a toast shows three lines
+        raise ValueError("\n".join((*reversed(outcome.notes), f"No description was written ({notes[0]}).")))
     return prompt, [*notes, "the prompt is used as it is"]

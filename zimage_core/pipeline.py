@@ -235,9 +235,10 @@ class ZImagePipeline:
             if references:
                 raise ValueError("prompts for regions and reference images cannot go together")
             placed = []
-            for texts, weight in regions:
-                texts = [texts] * len(prompts) if isinstance(texts, str) else texts
-                placed.append(Region(encoded(texts), weight[None]))
+            for texts, weight in map(region, regions):
+                placed.append(
+                    Region(encoded([texts] * len(prompts) if isinstance(texts, str) else texts), weight)
+                )
             positive = Regions(positive, placed)
         shape = self._latent_shape(len(prompts) * num_images_per_prompt, height, width)
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
@@ -304,6 +305,27 @@ class ZImagePipeline:
 
         rows = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(row) for row in rows]
+
+
+def region(pair: Any) -> tuple[str | list[str], Tensor]:
+    """A pair of prompt and weight [h, w] or [1, h, w] -> the same with [1, h, w].
+
+    Raises ValueError for anything else, and for weights outside 0 to 1.
+    """
+    try:
+        texts, weight = pair
+        weight = torch.as_tensor(weight).float()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"regions holds {type(pair).__name__} {str(pair)[:40]!r}, expected pairs of a prompt and a "
+            "weight [h, w]"
+        ) from None
+    if weight.shape[:-2] not in ((), (1,)) or weight.ndim < 2 or not weight.numel():
+        raise ValueError(f"a region's weight has shape {tuple(weight.shape)}, expected [h, w]")
+    least, most = float(weight.min()), float(weight.max())
+    if not 0 <= least <= most <= 1:
+        raise ValueError(f"a region's weight goes from {least:g} to {most:g}, expected 0 to 1")
+    return texts, weight.reshape(1, *weight.shape[-2:])
 
 
 def as_image(image: Any) -> Tensor:

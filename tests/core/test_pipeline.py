@@ -19,6 +19,7 @@ from tests.core.small_diffusers import small_parts
 from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
 from zimage_core.conditions.control import Control, ControlNet
 from zimage_core.config import ControlConfig
+from zimage_core.pipeline import region
 from zimage_core.prompt.template import TEMPLATE, apply_template, tokenise
 
 DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)
@@ -139,6 +140,27 @@ def test_regions_have_prompts_of_their_own(ours: ZImagePipeline) -> None:
     each = [(list(reversed(PROMPTS)), torch.ones(4, 6))]
     batch = ours(PROMPTS, num_images_per_prompt=2, generator=generators, regions=each, **options).images
     assert relative(batch, torch.cat((second, second, first, first))) <= 1e-5
+
+
+def test_the_mask_of_a_region_may_have_the_shape_of_comfyui_s() -> None:
+    weight = torch.rand(4, 6)
+    assert torch.equal(region(("x", weight[None]))[1], region(("x", weight))[1])
+    assert torch.equal(region(("x", weight))[1], weight[None])
+
+
+@pytest.mark.parametrize(
+    ("regions", "named"),
+    [
+        (("x", torch.ones(4, 4)), "holds str 'x', expected pairs"),
+        ([("x", torch.ones(3, 4, 4))], r"shape \(3, 4, 4\), expected \[h, w\]"),
+        ([("x", torch.ones(4))], r"shape \(4,\)"),
+        ([("x", 300 * torch.ones(4, 4))], "from 300 to 300, expected 0 to 1"),
+        ([("x", torch.full((2, 2), torch.nan))], "from nan"),
+    ],
+)
+def test_regions_that_are_none_are_named(ours: ZImagePipeline, regions: object, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ours(PROMPTS[0], regions=regions, height=32, width=48, num_inference_steps=1)
 
 
 def test_template_and_tokens_equal_the_reference(ours: ZImagePipeline, theirs: PeerPipeline) -> None:

@@ -392,3 +392,14 @@ def test_tensors_that_do_not_fit(model: S3DiT) -> None:
                 "model.layers.0.mlp.gate_proj.weight": torch.zeros(2, 2),
             }
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_summary_tells_fp8_without_scales(dtype: torch.dtype) -> None:
+    state = random_s3dit(TINY, 1).state_dict()
+    narrow = {
+        k: v.to(dtype) if v.ndim == 2 and "pad_token" not in k else v.bfloat16() for k, v in state.items()
+    }
+    stored = str(dtype).removeprefix("torch.")
+    assert stored in read_transformer(narrow).summary
+    assert "float8" not in read_transformer({k: v.bfloat16() for k, v in state.items()}).summary

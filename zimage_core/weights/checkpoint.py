@@ -71,13 +71,19 @@ class Checkpoint:
         return float(norm.float().std(unbiased=False)) < 0.42
 
     @property
+    def _matrix_dtypes(self) -> set[torch.dtype]:
+        return {tensor.dtype for tensor in self.tensors.values() if tensor.ndim == 2}
+
+    @property
     def summary(self) -> str:
         """One line for people: name, size, precision."""
         millions = self.parameters / 1e6
         size = f"{millions / 1e3:.2f} B" if millions >= 1e3 else f"{millions:.1f} M"
-        formats = sorted({spec["format"] for spec in self.formats.values()})
         about = f", {self.config.summary}" if self.kind == "control" else ""
-        fp8 = f", {len(self.formats)} layers in {' and '.join(formats)}" if formats else ""
+        stored = {name: dtype for name, dtype in quantised.FP8.items() if dtype in self._matrix_dtypes}
+        formats = sorted({spec["format"] for spec in self.formats.values()} | stored.keys())
+        layers = f"{len(self.formats)} layers" if self.formats else "matrices"
+        fp8 = f", {layers} in {' and '.join(formats)}" if formats else ""
         return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{fp8}{about}"
 
     def plain(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
