@@ -1,5 +1,7 @@
-"""Which operators a forward calls on the meta device: of ours, in the library and as the host runs it, of the
-host's own network and of diffusers'. A script for a process of the host's own; it writes one line of JSON.
+"""Which operators a forward calls on the meta device: ours, the host's own network's, diffusers'.
+
+Ours is called in the library and as the host runs it. A script for a process of the host's own; it writes
+one line of JSON.
 
 python tests/host/launch.py bench/called.py ComfyUI_FOLDER [--plain]
 """

@@ -24,8 +24,9 @@ def background_of(image: Tensor) -> Tensor:
 
 
 def nearest_concept(image: Tensor, drawings: Tensor) -> int:
-    """Which drawing [N,H,W,4] a picture [3,H,W] in [0,1] is nearest to; pixels that are background in both do
-    not count.
+    """Which drawing [N,H,W,4] a picture [3,H,W] in [0,1] is nearest to.
+
+    Pixels that are background in both do not count.
     """
     background = background_of(image)
     rgba = drawings.permute(0, 3, 1, 2).float() / 255

@@ -43,9 +43,7 @@ CACHE = ROOT / ".cache" / "nano"
 
 
 def data_folder() -> Path:
-    """ZIMAGE_NANO_DATA, or a cache folder into which npm fetches the pictures and names (about 40 MB) when
-    missing.
-    """
+    """ZIMAGE_NANO_DATA, or a cache folder into which npm fetches pictures and names, about 40 MB, once."""
     folder = Path(os.environ.get("ZIMAGE_NANO_DATA", CACHE))
     if not (folder / "lobehub-fluent-emoji-3d-1.1.0").is_dir():
         log.warning("fetching the emoji pictures and CLDR's names from npm into %s", folder)
@@ -53,9 +51,7 @@ def data_folder() -> Path:
 
 
 def requests(concepts: list[Concept], seed: int = 0) -> list[dict]:
-    """Per concept and language, a held-out phrasing on a trained background and one on the held-out
-    background.
-    """
+    """Per concept and language, a held-out phrasing on a trained background and on the held-out one."""
     palette, generator = pictures.colours(), torch.Generator().manual_seed(seed)
     found = []
     for language in LANGUAGES:

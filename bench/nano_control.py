@@ -1,5 +1,7 @@
-"""Does the control network that ships steer? The model alone draws each thing in one way: here it gets the
-edges of the mirrored drawing. 8 steps; judged by plain pixel arithmetic.
+"""Does the control network that ships steer?
+
+The model alone draws each thing in one way: here it gets the edges of the mirrored drawing. 8 steps; judged
+by plain pixel arithmetic.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Does the model that ships edit what it is asked to, and nothing else? Instructions in both languages, one
-reference picture, 8 steps; judged by plain pixel arithmetic, as `bench.nano` judges pictures.
+"""Does the model that ships edit what it is asked to, and nothing else?
+
+Instructions in both languages, one reference picture, 8 steps; judged by plain pixel arithmetic, as
+`bench.nano` judges pictures.
 """
 
 from __future__ import annotations
@@ -143,8 +145,9 @@ def edit_rows(
 def edit_sheet(
     asked: list[Edit], before: Tensor, images: Tensor, right: list[bool], path: Path, columns: int = 16
 ) -> None:
-    """Every reference above its edit, with the instruction where it is written in English; wrong ones are
-    framed in red.
+    """Every reference above its edit, with the instruction where it is written in English.
+
+    Wrong ones are framed in red.
     """
     size, label = images.shape[-1], 14
     height = 2 * size + label + 6

@@ -1,5 +1,6 @@
-"""Does the text encoder that ships write better prompts? Pictures from keywords that no caption contains, and
-from names, asked for directly and through the enhancer.
+"""Does the text encoder that ships write better prompts?
+
+Pictures from keywords that no caption contains, and from names, asked for directly and through the enhancer.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ END = "<|im_end|>"
 
 
 def requests(concepts: list[Concept], seed: int = 0) -> list[dict]:
-    """Per concept a prompt by keywords in each language that has any, and one by name, the languages in turn,
-    on any background.
+    """Per concept a prompt by keywords in each language that has any, and one by name, on any background.
+
+    Names take the languages in turn.
     """
     palette, generator = colours(), torch.Generator().manual_seed(seed)
 

@@ -1,5 +1,6 @@
-"""Does a region's prompt draw its thing where the mask is, and leave the rest to the prompt of the picture? A
-large thing in that prompt, a small one in the corner's, 8 steps; judged by plain pixel arithmetic.
+"""Does a region's prompt draw its thing where the mask is, and leave the rest to the picture's prompt?
+
+A large thing in that prompt, a small one in the corner's, 8 steps; judged by plain pixel arithmetic.
 """
 
 from __future__ import annotations

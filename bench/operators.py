@@ -1,5 +1,6 @@
-"""The operators that a forward really calls, with the FLOPs and bytes of each; on any device, so on the meta
-device for networks of any size.
+"""The operators that a forward really calls, with the FLOPs and bytes of each.
+
+On any device: on the meta device for networks of any size.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class Operators(TorchDispatchMode):
 
 
 class OneKernel(TorchFunctionMode):
-    """RMS norm and attention as cards run them, one kernel each: on the meta device torch would take them
-    apart. To be entered before `operators`, which gets them.
+    """RMS norm and attention as cards run them, one kernel each.
+
+    On the meta device torch would take them apart. To be entered before `operators`, which gets them.
     """
 
     def __init__(self, operators: Operators) -> None:

@@ -40,8 +40,9 @@ def counted(plain: bool) -> tuple[str, Found]:
 
 
 def flash_first(calls: Calls) -> Calls:
-    """What is left to torch goes to FlashAttention 2: hosts put it first from some version between 0.3.75 and
-    0.33.0 on.
+    """What is left to torch goes to FlashAttention 2.
+
+    Hosts put it first from some version between 0.3.75 and 0.33.0 on.
     """
     return Counter({o._replace(by="flash" if o.by == TORCH_CHOOSES else o.by): n for o, n in calls.items()})
 

@@ -1,5 +1,6 @@
-"""One forward of ours, the host's NextDiT and diffusers, and text of ours and of transformers: the same
-weights, interleaved in one process.
+"""One forward of ours, the host's NextDiT and diffusers, and text of ours and of transformers.
+
+All have the same weights and run interleaved in one process.
 
 On a GPU the whole 6 B model at 512, 1024 and 2048 pixels; on a CPU full-width slices of it. The limit is the
 same matrix products and attention alone, measured in the same run.

@@ -130,8 +130,9 @@ def copy_nano_lora(models: Path) -> None:
 
 
 def write_places(models: Path) -> None:
-    """The same transformer wherever people keep one: in a folder of their own, in one file with the other
-    parts, as a hub lays models out, and in shards. Beside them files that hold no Z-Image.
+    """The same transformer wherever people keep one, and beside it files that hold no Z-Image.
+
+    In a folder of their own, in one file with the other parts, as a hub lays models out, and in shards.
     """
     good = {k: v.bfloat16() for k, v in transformer().items()}
     theirs = {k: v.contiguous() for k, v in transformer_to_diffusers(good).items()}

@@ -95,8 +95,9 @@ def saved(patcher: ModelPatcher, path: Path) -> Path:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_type_and_layout(name: str, tmp_path: Path) -> None:
-    """e4m3, e5m2 and a fnuz type, with every marker and none: it is what its weights are, saved and loaded
-    too, and with a LoRA merged into it.
+    """e4m3, e5m2 and a fnuz type, with every marker and none: it is what its weights are.
+
+    So it is saved and loaded again, and with a LoRA merged into it.
     """
     tensors, metadata, truth, in_fp8 = LAYOUTS[name]
     float32 = file(tmp_path / "truth.safetensors", {k: v.float() for k, v in truth.items()})
@@ -116,8 +117,10 @@ def test_every_type_and_layout(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_chosen_type(name: str, tmp_path: Path) -> None:
-    """In place of the file's. Norms, biases and pad tokens are never narrowed to fp8; what is fp8 without
-    scales in the file stays what it is.
+    """A chosen type takes the place of the file's.
+
+    Norms, biases and pad tokens are never narrowed to fp8; what is fp8 without scales in the file stays what
+    it is.
     """
     tensors, metadata, truth, _ = LAYOUTS[name]
     float32 = file(tmp_path / "truth.safetensors", {k: v.float() for k, v in truth.items()})

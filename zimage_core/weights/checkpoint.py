@@ -64,8 +64,9 @@ class Checkpoint:
 
     @property
     def fits_float16(self) -> bool:
-        """Whether a transformer's activations stay in float16's range: so for Turbo, not for Base. ComfyUI's
-        measure, the spread of one norm's weights, tells the two apart.
+        """Whether a transformer's activations stay in float16's range: so for Turbo, not for Base.
+
+        ComfyUI's measure, the spread of one norm's weights, tells the two apart.
         """
         norm = self.tensors[f"layers.{max(0, self.config.n_layers - 2)}.ffn_norm1.weight"]
         return float(norm.float().std(unbiased=False)) < 0.42
@@ -322,8 +323,7 @@ def parts_of(path: str | os.PathLike) -> set[str]:
 
 
 def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
-    """What a file or folder holds: {kind: {parameters, dtype, quantised_layers, formats, config}} for each
-    part in it.
+    """What each part in a file or folder is: {kind: {parameters, dtype, quantised_layers, formats, config}}.
 
     values: True reads every value, half a minute for the largest file, and adds "not_finite": the names of
     the tensors that hold NaN or infinity.

@@ -228,8 +228,9 @@ def _check_unscaled(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _drop_input_scales(tensors: dict[str, Tensor], formats: Formats) -> None:
-    """Those of layers that are not quantised, and those that are not one positive number: an input is then
-    scaled by what it is, or not at all.
+    """Those of layers that are not quantised, and those that are not one positive number.
+
+    An input is then scaled by what it is, or not at all.
     """
     for key in [k for k in tensors if k.endswith(".input_scale")]:
         scale = tensors[key]
@@ -291,8 +292,9 @@ def dequantise_all(tensors: Mapping[str, Tensor], formats: Formats, dtype: torch
 
 
 def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tuple[str, ...]) -> None:
-    """Prepare split q, k, v for fusing, in place: one equal scale becomes that of the fused layer, others are
-    applied.
+    """Prepare split q, k, v for fusing, in place.
+
+    One equal scale becomes that of the fused layer, others are applied.
     """
     for first in [layer for layer in formats if layer.endswith(f".attention.{parts[0]}")]:
         base = first[: -len(parts[0])]
