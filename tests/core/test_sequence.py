@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.core.random_models import TINY, random_inputs, random_s3dit, relative, seeds
+from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
 from zimage_core.model.sequence import Captions
 
@@ -84,6 +85,7 @@ def test_unknown_arguments_raise(name: str) -> None:
 def test_a_prompt_is_given_once() -> None:
     model = random_s3dit(TINY, SEED)
     x, sigma, caption = random_inputs(TINY, SEED)
-    for given in ({}, {"context": caption, "condition": Prompt(Captions.whole(caption))}):
+    both = {"context": caption, "condition": Prompt(Captions.whole(caption))}
+    for given in ({}, both, {"context": caption, "memo": RunMemo()}):  # that memo would find nothing again
         with pytest.raises(ValueError, match="either context"):
             model(x, sigma, **given)

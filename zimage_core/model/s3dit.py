@@ -199,8 +199,8 @@ class S3DiT(nn.Module):
         memo: keeps what a run repeats for one `condition` object and for one `timesteps` tensor.
         Returns [B, C, H, W]. Raises ValueError when widths or counts do not fit the weights.
         """
-        if (context is None) == (condition is None):
-            raise ValueError("give either context, the caption features, or a condition that holds them")
+        if (context is None) == (condition is None) or (memo and not condition):
+            raise ValueError("give either context, the caption features, or, with a memo always, a condition")
         if condition is None:
             condition = Prompt(Captions.of(context, num_tokens, attention_mask))
         if transformer_options:
