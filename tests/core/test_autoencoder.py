@@ -10,7 +10,7 @@ from tests.core.random_models import randomise, relative
 from zimage_core import AutoencoderKL
 from zimage_core.config import AutoencoderConfig
 from zimage_core.model.autoencoder import Posterior
-from zimage_core.weights import load_autoencoder
+from zimage_core.weights import WeightsError, load_autoencoder
 
 NARROW = AutoencoderConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=2)
 
@@ -98,3 +98,35 @@ def test_errors_name_the_numbers(ours):
         ours.decode(torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="48 channels.*32"):
         AutoencoderKL(AutoencoderConfig(ch=48))
+
+
+def identity(channels: int) -> torch.Tensor:
+    return torch.eye(channels)[:, :, None, None]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_around_the_latents_that_change_nothing_are_left_out(ours, bias):
+    state = ours.state_dict()
+    more = {"quant_conv.weight": identity(32), "post_quant_conv.weight": identity(16)}
+    if bias:
+        more |= {"quant_conv.bias": torch.zeros(32), "post_quant_conv.bias": torch.zeros(16)}
+    loaded = load_autoencoder(state | more).state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
+CHANGING = {
+    "weights": {"weight": identity(32) * 1.01},
+    "a bias": {"weight": identity(32), "bias": torch.linspace(0, 1, 32)},
+    "another count": {"weight": identity(32)[:16]},
+    "a wide kernel": {"weight": torch.zeros(32, 32, 3, 3)},
+    "three dimensions": {"weight": identity(32)[..., 0]},
+    "two dimensions": {"weight": torch.eye(32)},
+}
+
+
+@pytest.mark.parametrize("layer", ["quant_conv", "post_quant_conv"])
+@pytest.mark.parametrize("change", CHANGING)
+def test_convolutions_that_change_latents_are_refused(ours, change, layer):
+    more = {f"{layer}.{part}": value for part, value in CHANGING[change].items()}
+    with pytest.raises(WeightsError, match=f"a {layer} that changes latents"):
+        load_autoencoder(ours.state_dict() | more)

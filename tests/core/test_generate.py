@@ -159,6 +159,15 @@ def test_what_may_come_next_is_what_transformers_lets_come(name, seed) -> None:
     assert (found - expected).abs().max() <= 1e-6
 
 
+def test_a_share_that_ends_between_two_tokens_keeps_no_third() -> None:
+    """Probabilities of a half, a quarter and two eighths: their sums are exact, as are transformers'."""
+    logits = torch.tensor([1.0, 4, 1, 2]).log()
+    for top_p in (0.5, 0.75, 0.875):
+        theirs = TopPLogitsWarper(top_p)(None, logits[None].clone())[0]
+        ids, likely = candidates(logits, Sampling(temperature=1.0, top_k=0, top_p=top_p))
+        assert set(ids[likely > 0].tolist()) == set(theirs.isfinite().nonzero().flatten().tolist()), top_p
+
+
 def test_draws_follow_the_probabilities() -> None:
     """A chain of tokens whose scores do not depend on what came before."""
     logits = torch.tensor([[1.0, 3.0, 2.0, -1.0, 0.0]])

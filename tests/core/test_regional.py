@@ -177,6 +177,16 @@ def test_a_region_everywhere_is_a_plain_run_of_its_prompt(lengths: tuple[int, in
     assert relative(regional(model, x, sigma, caption, [part]), alone) <= 1e-5
 
 
+def test_a_batch_of_equal_lengths_equals_its_single_runs() -> None:
+    model = random_s3dit(TINY, SEED)
+    x, sigma, caption = random_inputs(TINY, SEED, batch=3, size=(6, 10))
+    part = region(features(9), box(6, 10, 3, 5))
+    together = regional(model, x, sigma, caption, [part])
+    for i in range(3):
+        alone = regional(model, x[i : i + 1], sigma[i : i + 1], caption[i : i + 1], [part])
+        assert relative(together[i : i + 1], alone) <= 1e-5
+
+
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_an_empty_region_changes_nothing(lengths: tuple[int, int]) -> None:
     model = random_s3dit(TINY, SEED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +35,15 @@ def oracle() -> Siglip2VisionModel:
 def file_of(oracle: Siglip2VisionModel) -> dict[str, Tensor]:
     """As in the published file, whose text half we leave out: the pooling head is there."""
     return {f"vision_model.{k.removeprefix('vision_model.')}": v for k, v in oracle.state_dict().items()}
+
+
+def test_the_default_is_the_published_one() -> None:
+    """SigLIP 2 so400m, patch 16, naflex: what its config.json says."""
+    published = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "patch_size": 16, "max_num_patches": 256,
+    }  # fmt: skip
+    assert dataclasses.asdict(VisionConfig()) == published
 
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 200), (17, 90), (300, 211)])

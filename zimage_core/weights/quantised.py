@@ -296,15 +296,15 @@ def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tupl
 
     One equal scale becomes that of the fused layer, others are applied.
     """
-    for first in [layer for layer in formats if layer.endswith(f".attention.{parts[0]}")]:
-        base = first[: -len(parts[0])]
+    ends = [(layer, part) for layer in formats for part in parts if layer.endswith(f".attention.{part}")]
+    for base in sorted({layer.removesuffix(part) for layer, part in ends}):
         layers = [base + part for part in parts]
         if _one_scale(tensors, formats, layers):
             inputs = [tensors[k] for layer in layers if (k := f"{layer}.input_scale") in tensors]
-            tensors[f"{base}qkv.weight_scale"] = tensors[f"{first}.weight_scale"]
+            tensors[f"{base}qkv.weight_scale"] = tensors[f"{layers[0]}.weight_scale"]
             if inputs:
                 tensors[f"{base}qkv.input_scale"] = torch.stack([v.reshape(()) for v in inputs]).amax(0)
-            formats[f"{base}qkv"] = formats[first]
+            formats[f"{base}qkv"] = formats[layers[0]]
         else:
             for layer in layers:
                 if layer in formats:
