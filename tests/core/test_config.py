@@ -11,7 +11,7 @@ from diffusers import ZImagePipeline as Peer
 from diffusers import ZImageTransformer2DModel
 
 from zimage_core import S3DiTConfig, ZImagePipeline
-from zimage_core.config import REFERENCE_MAX_TOKENS, SIZE_BUCKETS, SIZE_MULTIPLE
+from zimage_core.config import REFERENCE_MAX_TOKENS, SIZE_BUCKETS, SIZE_MULTIPLE, ControlConfig
 
 
 def defaults(function: Callable) -> dict[str, Any]:
@@ -46,3 +46,30 @@ def test_sizes_have_about_the_area_of_their_square(square: int) -> None:
     """Eleven: the square, and five shapes that lie or stand."""
     areas = [width * height / square**2 for width, height in SIZE_BUCKETS.values()]
     assert (square, square) in SIZE_BUCKETS.values() and sum(0.7 < area < 1.13 for area in areas) == 11
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"dim": 256, "n_heads": 3}, "dim 256 .* n_heads 3"),
+        ({"dim": 256, "n_heads": 4, "n_kv_heads": 3, "axes_dims": (16, 24, 24)}, "n_heads 4 .* n_kv_heads 3"),
+        ({"dim": 256, "n_heads": 2, "axes_dims": (32, 48, 46)}, "add up to 126, the head has 128"),
+        ({"dim": 256, "n_heads": 2, "axes_dims": (31, 49, 48)}, "must be even"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_named(sizes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        S3DiTConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("routing", "channels", "told"),
+    [
+        ("tokens", 16, "version 1.0, 6 blocks"),
+        ("layers", 33, "version 2.0, 6 blocks, can inpaint"),
+        ("refiner", 33, "version 2.1, 6 blocks, can inpaint"),
+        ("refiner", 17, "version 2.1, 6 blocks, can inpaint"),
+    ],
+)
+def test_a_control_tells_its_version(routing: str, channels: int, told: str) -> None:
+    assert ControlConfig(S3DiTConfig(n_layers=6), channels, routing).summary == told

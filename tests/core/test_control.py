@@ -13,6 +13,7 @@ from tests.core.peers import diffusers_control_of, diffusers_controlled_velocity
 from tests.core.random_models import WIDE, random_inputs, random_s3dit, randomise, relative, seeds
 from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.conditions.control import Control, ControlNet, control_latent
+from zimage_core.conditions.references import References
 from zimage_core.config import ControlConfig
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
@@ -225,3 +226,12 @@ def test_a_latent_that_does_not_fit_is_refused(latent: tuple, message: str) -> N
     x, sigma, caption = random_inputs(BASE, SEED, size=(6, 10))
     with pytest.raises(ValueError, match=message):
         model(x, sigma, caption, hooks=[Control(network("2.1"), torch.zeros(latent))])
+
+
+def test_a_control_beside_reference_images_is_refused() -> None:
+    base = dataclasses.replace(BASE, siglip_feat_dim=24)
+    model, control = random_s3dit(base, SEED), network("2.1", base=base)
+    x, sigma, caption = random_inputs(base, SEED, size=(6, 10))
+    condition = References.of(Prompt(Captions.whole(caption)), [torch.zeros(1, 16, 6, 10)])
+    with pytest.raises(ValueError, match="a control does not go with reference images"):
+        model(x, sigma, condition=condition, hooks=[Control(control, picture_latent(33, SEED))])

@@ -87,3 +87,8 @@ def test_missing_and_unknown_tensors_are_named() -> None:
         load_control(lacking)
     with pytest.raises(WeightsError, match=r"1 tensors that no Z-Image ControlNet has: control_gate"):
         load_control({**state, "control_gate.weight": torch.zeros(3)})
+
+
+def test_a_summary_has_the_version() -> None:
+    assert read_control(as_published("2.1")).summary.endswith("float32, version 2.1, 5 blocks, can inpaint")
+    assert "can inpaint" not in read_control(as_published("1.0")).summary

@@ -154,6 +154,11 @@ def test_instructions_come_in_the_language_of_the_prompt(template: str) -> None:
     assert "in the language of the request" in asked_for and "in English" not in asked_for
 
 
+def test_other_languages_get_english_instructions_and_their_own_answer() -> None:
+    prompt = "\u043b\u0438\u0441\u0430 \u0432 \u0441\u043d\u0435\u0433\u0443"
+    assert compose(prompt, "standard")[0] == compose("a fox", "standard")[0]
+
+
 def test_terms_and_prompts_are_taken_literally() -> None:
     """Also where they look like a place of the template's own."""
     messages = compose("a {language} of {terms}", "standard", fixed=("{language}", "Ada"))

@@ -113,5 +113,7 @@ def test_what_is_missing_is_named(ours: ZImagePipeline) -> None:
         ZImagePipeline(random_s3dit(DIT, 0), *parts, ours.vision)("a fox", image=image)
     with pytest.raises(ValueError, match="and their vision encoder"):
         ZImagePipeline(ours.transformer, *parts)("a fox", image=image)
+    with pytest.raises(ValueError, match="regions and reference images cannot go together"):
+        ours("a fox", image=image, regions=[("a dog", torch.ones(2, 2))])
     with pytest.raises(ValueError, match="300x10 pixels, each side must have 16"):
         ours("a fox", image=pictures((10, 300)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import TINY, random_inputs, random_s3dit, randomise, relative
-from zimage_core import AutoencoderConfig, AutoencoderKL, Qwen3Config, Qwen3TextEncoder, S3DiT
+from zimage_core import AutoencoderConfig, AutoencoderKL, Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.weights import (
     WeightsError,
     describe,
@@ -403,3 +405,27 @@ def test_a_summary_tells_fp8_without_scales(dtype: torch.dtype) -> None:
     stored = str(dtype).removeprefix("torch.")
     assert stored in read_transformer(narrow).summary
     assert "float8" not in read_transformer({k: v.bfloat16() for k, v in state.items()}).summary
+
+
+def test_float16_is_for_models_whose_norms_are_even() -> None:
+    """The spread of the weights of the last layer's norm but one, 0.42, which ComfyUI goes by."""
+    state = {k: v.clone() for k, v in random_s3dit(replace(TINY, n_layers=3), 1).state_dict().items()}
+    for layer, spread in itertools.product(range(3), (0.41, 0.43)):
+        norms = {f"layers.{i}.ffn_norm1.weight": torch.ones(TINY.dim) for i in range(3)}
+        up_and_down = torch.tensor([-1.0, 1.0]).repeat(TINY.dim // 2)
+        norms[f"layers.{layer}.ffn_norm1.weight"] = 1 + spread * up_and_down
+        assert read_transformer(state | norms).fits_float16 == (layer != 1 or spread < 0.42)
+    assert read_transformer(random_s3dit(replace(TINY, n_layers=1), 1).state_dict()).fits_float16
+
+
+def test_a_summary_has_name_size_and_precision() -> None:
+    state = random_s3dit(TINY, 1).state_dict()
+    millions = sum(v.numel() for v in state.values()) / 1e6
+    summary = read_transformer({k: v.half() for k, v in state.items()}).summary
+    assert summary == f"the given dict: {millions:.1f} M parameters, float16"
+    stored, _ = quantised(state, "weight_scale")
+    scaled = read_transformer(stored).summary
+    count = len(block_linears(state))
+    assert scaled == f"{summary.split(',')[0]}, bfloat16, {count} layers in float8_e4m3fn"
+    large = S3DiT(S3DiTConfig(), device="meta", dtype=torch.bfloat16).state_dict()
+    assert read_transformer(large).summary == "the given dict: 6.15 B parameters, bfloat16"

@@ -79,7 +79,8 @@ def without_effect(tree: ast.Module) -> list[tuple[Position, Position]]:
     """Where no change can be told from outside.
 
     Annotations are never run: they are strings under `from __future__ import annotations`. `strict=` of zip
-    and `frozen=` of a dataclass forbid what the code does not do.
+    and `frozen=` of a dataclass forbid what the code does not do. Lines of the log are for whoever looks for
+    a fault, and nothing goes by them.
     """
     nodes, found = list(ast.walk(tree)), []
     futures = {a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
@@ -87,6 +88,7 @@ def without_effect(tree: ast.Module) -> list[tuple[Position, Position]]:
         found += [getattr(node, "annotation", None) for node in nodes]
         found += [getattr(node, "returns", None) for node in nodes]
     found += [n.value for n in nodes if isinstance(n, ast.keyword) and n.arg in ("strict", "frozen")]
+    found += [n for n in nodes if isinstance(n, ast.Expr) and ast.unparse(n).startswith(("log.", "logging."))]
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in found if n is not None]
 
 
