@@ -21,6 +21,7 @@ class ZImageEdit(io.ComfyNode):
             category="Z-Image/image",
             description="Edits a picture by an instruction in English or Chinese, in one node: with omni "
             "weights, by FlowEdit, by inpainting or by image to image. Outside of a mask nothing changes.",
+            has_intermediate_output=True,  # the comparison is shown again after a page was loaded again
             search_aliases=["inpaint", "img2img", "flowedit", "image edit", "outpaint", "omni", "instruct"],
             inputs=[*required(), *optional()],
             outputs=[

@@ -23,6 +23,7 @@ class ZImagePromptEnhancer(io.ComfyNode):
             category="Z-Image/conditioning",
             description="Turns a short prompt into the detailed description that Z-Image was tuned on, with "
             "the text encoder that is loaded anyway. The text can be edited and locked; pictures carry it.",
+            has_intermediate_output=True,  # the text is shown again after a page was loaded again
             search_aliases=["prompt enhance", "prompt expander", "rewrite", "llm", "qwen"],
             inputs=[
                 io.Clip.Input(

@@ -36,7 +36,10 @@ LABELS = {
 
 @dataclass
 class Checkpoint:
-    """One part of the model as it lies in a file: `tensors` under our names, `formats` of its fp8 layers."""
+    """One part of the model as it lies in a file: `tensors` under our names, `formats` of its fp8 layers.
+
+    preferences: which attention its blocks are to have in a newer ComfyUI, for the host to read.
+    """
 
     name: str
     kind: str
@@ -44,6 +47,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     formats: quantised.Formats = field(default_factory=dict)
     prefix: str = ""
+    preferences: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,6 +194,7 @@ class _Part:
     prefix: str
     tensors: dict[str, Tensor]
     formats: quantised.Formats = field(default_factory=dict)
+    preferences: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _part(source: Source, kind: str, with_values: bool) -> _Part:
@@ -200,7 +205,8 @@ def _part(source: Source, kind: str, with_values: bool) -> _Part:
             f"{raw.name} holds no {LABELS[kind]}: {what_is(raw.tensors)}. "
             f"{incomplete(raw.name) if SHARD.search(raw.name) else 'Choose a file that has one.'}"
         )
-    return _Part(raw, kind, prefix, keys.without_leftovers(tensors, kind))
+    preferences = {key: value for key, value in tensors.items() if key.endswith(keys.PREFERENCE)}
+    return _Part(raw, kind, prefix, keys.without_leftovers(tensors, kind), preferences=preferences)
 
 
 def _scales(part: _Part) -> None:
@@ -281,7 +287,7 @@ def _checkpoint(
     tensors = {k: v for k, v in tensors.items() if k in known or k in scales}
     refuse_whole_numbers(name, tensors)
     check_small(name, {k: v for k, v in tensors.items() if k in known})
-    return Checkpoint(name, kind, config, tensors, formats, part.prefix)
+    return Checkpoint(name, kind, config, tensors, formats, part.prefix, part.preferences)
 
 
 TELLTALES = (  # key fragment -> what a file with it is

@@ -40,8 +40,9 @@ TRANSFORMER = (
     Rename("{block}.norm_k", "{block}.k_norm"),
 )
 FUSED = ("to_q", "to_k", "to_v")  # rows of attention.qkv, in this order
+PREFERENCE = ".comfy_attention.config"  # JSON in bytes: the attention that newer ComfyUIs use in a block
 LEFTOVERS = {  # what some files hold beside the weights, and nothing here needs
-    "transformer": re.compile(r"norm_final\.|.*\.comfy_attention\.config$"),
+    "transformer": re.compile(rf"norm_final\.|.*{re.escape(PREFERENCE)}$"),
     "text_encoder": re.compile(r"lm_head\.|model\.lm_head\.|.*\.rotary_emb\.inv_freq$"),
     "autoencoder": re.compile(r"loss\."),
     "vision": re.compile(r"head\."),

@@ -23,7 +23,7 @@ from ..running.conds import caption_conds
 from ..running.finite import check_results
 from ..running.references import CELLS, PATCH_AREA, reference_conds
 from ..running.regions import REGIONS
-from ..running.s3dit import HostS3DiT
+from ..running.s3dit import HostS3DiT, prefers
 from .patcher import patched
 from .quantised import quantised_state, saveable
 
@@ -147,6 +147,8 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
             for key, value in state.items()
             if value.itemsize > 1 and (dtype is None or value.ndim < 2 or key.endswith("pad_token"))
         }
+    if prefers():
+        state |= checkpoint.preferences
     options = {}
     if "assign" in inspect.signature(model.load_model_weights).parameters:
         options["assign"] = patcher.is_dynamic()

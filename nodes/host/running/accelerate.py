@@ -46,20 +46,26 @@ def accelerated(model: Any) -> tuple[Any, str]:
     return clone, f"Z-Image with {network.config.n_layers} layers, on the weights that were loaded already."
 
 
+def family_settings(model: Any) -> dict:
+    """The host's configuration of the network of a Z-Image or a Lumina 2; nothing for what is neither.
+
+    Classes do not tell: Ming-Image and the Z-Image of pixels are Lumina 2 to the host as well.
+    """
+    if not isinstance(model.model, comfy.model_base.Lumina2):
+        return {}
+    settings = model.model.model_config.unet_config
+    return settings if settings.get("image_model") == "lumina2" else {}
+
+
 def adopt(model: Any) -> HostS3DiT:
     """Our S3-DiT whose layers are the modules of the host's network."""
     theirs = model.get_model_object("diffusion_model")
-    kind = type(theirs).__name__
-    settings = {}
-    if isinstance(model.model, comfy.model_base.Lumina2):
-        settings = model.model.model_config.unet_config
+    kind, settings = type(theirs).__name__, family_settings(model)
     if not settings.get("z_image_modulation") or not hasattr(theirs, "cap_pad_token"):
         raise NotZImage(
             f"This MODEL is {type(model.model).__name__} ({kind}), not Z-Image. Connect a Z-Image MODEL, or "
             "take this node out of the graph."
         )
-    if hasattr(theirs, "dec_net"):
-        raise NotZImage("This MODEL is a pixel-space Z-Image, which runs on the host's code only.")
     config = _config(settings, theirs)
     ours = HostS3DiT(config, device="meta")
     for name, module in list(ours.named_modules()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.model_base
 import comfy.samplers
 import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
@@ -17,9 +16,11 @@ from ....zimage_core.sampling.guidance import Guidance
 from ....zimage_core.sampling.inpaint import composite, feathered, fitted_mask, grown, latent_mask, padded
 from ....zimage_core.sampling.schedule import strength_sigmas
 from ..writing.encodings import encode, tokens_of
+from .accelerate import family_settings
 from .flowedit import FlowEditGuider, FlowEditSampler
 from .guider import reference_guider
 from .references import omni_conditioning
+from .s3dit import HostS3DiT
 from .sampling import sample
 
 REFERENCES = ("reference_latents", "reference_latents_text_embeds", "clip_vision_outputs")
@@ -52,10 +53,11 @@ class Sampling:
 
 def has_omni_keys(model: Any) -> bool:
     """Whether a MODEL can look at pictures. Raises ValueError when it is not Z-Image."""
-    if not isinstance(model.model, comfy.model_base.Lumina2):
+    network = model.get_model_object("diffusion_model")
+    if not isinstance(network, HostS3DiT) and not family_settings(model).get("z_image_modulation"):
         kind = type(model.model).__name__
         raise ValueError(f"This MODEL is {kind}, not Z-Image: connect a Z-Image MODEL.")
-    return getattr(model.get_model_object("diffusion_model"), "siglip_embedder", None) is not None
+    return getattr(network, "siglip_embedder", None) is not None
 
 
 def soft_mask(image: Tensor, mask: Tensor | None, grow: int, feather: int) -> Tensor | None:

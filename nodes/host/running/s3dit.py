@@ -35,8 +35,25 @@ def changed_on_the_way(options: dict) -> bool:
     return any(wrappers.get(kind, {}).keys() - HANDS_ON for kind in ON_THE_WAY)
 
 
+def prefers() -> bool:
+    """Whether this host knows preferred attentions."""
+    return hasattr(host_attention, "ComfyAttention")
+
+
 class HostAttention(InPlace, Attention):
-    """Attention through the host, so that its backends, overrides and attention patches apply."""
+    """Attention through the host, so that its backends, overrides and attention patches apply.
+
+    Newer hosts have a module in each of theirs that holds which attention a file or a LoRA prefers.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if prefers():
+            self.comfy_attention = host_attention.ComfyAttention()
+
+    def replace(self, module: torch.nn.Module) -> None:
+        super().replace(module)
+        self._modules.pop("comfy_attention", None)  # the host's own counts
 
     def forward(self, x: Tensor, span: Span) -> Tensor:
         changes = span.options.get("patches", {}).get("attn1_patch", ())
@@ -60,7 +77,16 @@ class HostAttention(InPlace, Attention):
         attend = host_attention.optimized_attention_masked
         if bias is not None and attend is MASKLESS:
             attend = host_attention.attention_pytorch
-        out = attend(*self.by_head(q, k, v), self.heads, bias, skip_reshape=True, transformer_options=options)
+        preferred = getattr(self, "comfy_attention", None) if prefers() else None
+        more = {} if preferred is None else {"preferred_attention": preferred}
+        out = attend(
+            *self.by_head(q, k, v),
+            self.heads,
+            bias,
+            skip_reshape=True,
+            transformer_options=options,
+            **more,
+        )
         if "block_index" in options:
             for patch in options.get("patches", {}).get("attn1_output_patch", ()):
                 out = patch(out, self.extra_options(options))

@@ -152,7 +152,15 @@ class LanguageModel:
         head = self.config.vocab_size * self.config.hidden_size * dtype.itemsize
         needed = KeyValueCache.bytes_needed(self.config, capacity, dtype) + head + HEADROOM
         memory.load_models_gpu([self.clip.patcher], memory_required=needed)
-        with getattr(memory, "cuda_device_context", contextlib.nullcontext)(device):
+        layers = self.transformer.model
+        with contextlib.ExitStack() as around:
+            around.enter_context(getattr(memory, "cuda_device_context", contextlib.nullcontext)(device))
+            # what newer hosts do around their own writing
+            if hasattr(comfy.ops, "use_quantized_matmul"):
+                around.enter_context(comfy.ops.use_quantized_matmul(self.clip.cond_stage_model, device))
+            before = getattr(layers, "prefetch_dynamic_vbars", False)
+            around.callback(setattr, layers, "prefetch_dynamic_vbars", before)
+            layers.prefetch_dynamic_vbars = True
             yield self.steps(capacity, device, dtype), device
 
     def steps(self, capacity: int, device: torch.device, dtype: torch.dtype) -> NextLogits:
