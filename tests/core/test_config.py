@@ -10,8 +10,14 @@ import pytest
 from diffusers import ZImagePipeline as Peer
 from diffusers import ZImageTransformer2DModel
 
-from zimage_core import S3DiTConfig, ZImagePipeline
-from zimage_core.config import REFERENCE_MAX_TOKENS, SIZE_BUCKETS, SIZE_MULTIPLE, ControlConfig
+from zimage_core import AutoencoderConfig, S3DiTConfig, ZImagePipeline
+from zimage_core.config import (
+    LATENT_DOWNSCALE,
+    REFERENCE_MAX_TOKENS,
+    SIZE_BUCKETS,
+    SIZE_MULTIPLE,
+    ControlConfig,
+)
 
 
 def defaults(function: Callable) -> dict[str, Any]:
@@ -33,11 +39,16 @@ def test_a_prompt_is_cut_where_diffusers_cuts_it() -> None:
     assert REFERENCE_MAX_TOKENS == defaults(ZImagePipeline.__call__)["max_sequence_length"] == theirs
 
 
+def test_a_latent_cell_is_the_autoencoders() -> None:
+    assert LATENT_DOWNSCALE == AutoencoderConfig().downscale
+    assert SIZE_MULTIPLE == LATENT_DOWNSCALE * S3DiTConfig().patch_size
+
+
 @pytest.mark.parametrize("name", SIZE_BUCKETS)
 def test_sizes_are_what_they_are_called_and_fit_the_model(name: str) -> None:
     width, height = SIZE_BUCKETS[name]
     assert name.split(" ")[0] == f"{width}x{height}"
-    assert width % 16 == height % 16 == 0 and SIZE_MULTIPLE == 16
+    assert width % 16 == height % 16 == 0
     assert (height, width) in SIZE_BUCKETS.values(), "each also lies on its side"
 
 
