@@ -1,4 +1,4 @@
-// What one of this extension's nodes says when it fails is shown in full.
+// What this extension says when a run fails, in a node of its own or of others, is shown in full.
 //
 // A newer page has one sentence for every failure, "Node threw an error during execution"; ours takes its place
 // until the next run. An older page says it in a dialog; a toast keeps it when that is closed.
@@ -6,7 +6,12 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { translations } from "./translations.js";
 
-const OURS = "ZImage";
+const NODES = "ZImage"; // how the names of its nodes begin
+const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2));
+
+/** Whether it is this extension that failed; in a sampler of others the last place that ran tells. */
+const ours = ({ node_type, traceback }) =>
+  node_type?.startsWith(NODES) || traceback?.at(-1)?.split(/[\\/]/).includes(FOLDER);
 
 let undo;
 
@@ -39,7 +44,7 @@ app.registerExtension({
       undo = null;
     });
     api.addEventListener("execution_error", ({ detail }) => {
-      if (!detail.node_type?.startsWith(OURS)) return;
+      if (!ours(detail)) return;
       const sentence = detail.exception_message.trim();
       if (!replace(sentence)) toast(detail.node_type, sentence);
     });

@@ -42,6 +42,39 @@ FAILS_ELSEWHERE = {
 }
 
 
+# A node of the host's, in which the MODEL says what is wrong: it gets the latent of a video.
+FAILS_IN_A_SAMPLER = {
+    "1": {
+        "class_type": "ZImageModelLoader",
+        "inputs": {"transformer": "good.safetensors", "weight_dtype": "auto"},
+    },
+    "2": {"class_type": "ZImageTextEncoderLoader", "inputs": {"text_encoder": "built-in: nano"}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": "a red apple"}},
+    "4": {
+        "class_type": "EmptyHunyuanLatentVideo",
+        "inputs": {"width": 64, "height": 64, "length": 5, "batch_size": 1},
+    },
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["3", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 1,
+            "steps": 1,
+            "cfg": 1.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+    },
+    "6": {"class_type": "ZImageVAELoader", "inputs": {"vae": "built-in: nano"}},
+    "7": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["6", 0]}},
+    "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
+}
+
+
 def with_file(name: str) -> dict:
     workflow = graphs.ui_form("z_image_turbo_text_to_image")
     graphs.set_widget(workflow, "ZImageLoader", 0, name)
@@ -90,6 +123,18 @@ def test_the_sentence_is_shown_whole_and_bare(server, open_page, file, locale, n
     expect(in_report).to_be_visible()
     assert in_report.evaluate(NOT_CUT)
     expect(report).not_to_contain_text(f"{PACK_NAME}.zimage_core")
+
+
+def test_a_sentence_of_ours_in_a_sampler_of_others(server, open_page):
+    comfy = open_page()
+    comfy.page.evaluate("graph => app.loadApiJson(graph, 'sampler')", FAILS_IN_A_SAMPLER)
+    comfy.run()
+    toast = comfy.page.locator(comfy.frontend.toast)
+    toast.wait_for()
+    said = sentence(server)
+    assert "this model takes" in said
+    expect(toast.get_by_text(said, exact=True)).to_be_visible()
+    expect(comfy.what_went_wrong().get_by_text(said, exact=True)).to_be_visible()
 
 
 def test_a_later_error_of_another_node_is_not_shown_in_our_words(server, open_page):
