@@ -232,6 +232,7 @@ class Progress:
 
 def test(options: argparse.Namespace, host: Path) -> int:
     folders = [f"tests/{name}" for name in options.sets]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads wait longer than they work
     if options.long:
         os.environ["ZIMAGE_LONG"] = "1"  # tests/long.py reads it
     left_out = [] if folders else SETS.keys() - (LONG_NEEDS if options.long else [])
