@@ -93,7 +93,10 @@ CHANGES: dict[str, Inputs] = {
     "VideoLinearCFGGuidance": {},
     "VideoTriangleCFGGuidance": {},
     "WanContextWindowsManual": {**WINDOWS, "context_length": 17},
-    "ZImageFunControlnet": {"model_patch": stand_in("z-image control")},
+    "ZImageFunControlnet": {
+        "model_patch": stand_in("z-image control"),
+        "image": lambda g, m: BY_TYPE["IMAGE"](g),
+    },
 }
 # What hangs on blocks and attention: ours calls it always, the host's own network some of it or nothing.
 BLOCKS: dict[str, Inputs] = {
