@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from tests.core.random_models import random_s3dit
+from tests.core.random_models import random_s3dit, seeds
+from tests.long import LONG
 from zimage_core import AutoencoderKL, Qwen3TextEncoder, S3DiT
 from zimage_core.config import AutoencoderConfig, NanoConfig, Qwen3Config, S3DiTConfig, VisionConfig
 from zimage_core.model.vision import VisionEncoder
@@ -71,6 +72,12 @@ TINY_TEXT = Qwen3Config(
 TINY_AE = AutoencoderConfig(ch=64, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
 
 
+def in_one_process_and_in_shards(test):
+    """`workers` of a training: both counts with --long, else the one that the seed says."""
+    (seed,) = seeds(1)
+    return pytest.mark.sampled(pytest.mark.parametrize("workers", [1, 2] if LONG else [1 + seed % 2])(test))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Toy sizes are quicker so, and the shards bring their own threads."""
@@ -102,7 +109,7 @@ def check_training(train, evaluate, tmp_path, plan=PLAN) -> None:
     assert same_weights(train(plan, tmp_path / "parts.pt", None), whole)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@in_one_process_and_in_shards
 def test_autoencoder_learns_and_resumes(tmp_path, workers):
     drawings = torch.randint(
         0, 255, (4, 32, 32, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -117,7 +124,7 @@ def test_autoencoder_learns_and_resumes(tmp_path, workers):
     check_training(train, lambda model: -float(autoencoder.psnr(model, images).mean()), tmp_path, plan)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@in_one_process_and_in_shards
 def test_text_encoder_learns_and_resumes(tmp_path, bpe, workers):
     groups = [text.encode(bpe, [text.plain(pair.caption) for pair in CaptionSet(CONCEPTS).all()])]
 
@@ -172,7 +179,7 @@ class ToyVelocity:
         return float(transformer.velocity_loss(self.encoder, *self.case, model))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@in_one_process_and_in_shards
 def test_transformer_learns_and_resumes(tmp_path, bpe, workers):
     toy = ToyVelocity(bpe)
 
@@ -184,12 +191,13 @@ def test_transformer_learns_and_resumes(tmp_path, bpe, workers):
     check_training(train, toy.loss, tmp_path, plan)
 
 
-def test_editing_learns_beside_captions_and_resumes(tmp_path, bpe):
+@in_one_process_and_in_shards
+def test_editing_learns_beside_captions_and_resumes(tmp_path, bpe, workers):
     toy = ToyVelocity(bpe)
 
     def train(plan, state, stop_at):
         return transformer.train(
-            TINY_OMNI, [toy.captions, toy.references], state, plan, workers=2, stop_at=stop_at
+            TINY_OMNI, [toy.captions, toy.references], state, plan, workers=workers, stop_at=stop_at
         )
 
     @torch.no_grad()
