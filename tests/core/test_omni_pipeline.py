@@ -91,6 +91,14 @@ def test_the_size_is_that_of_the_last_reference(ours: ZImagePipeline) -> None:
     assert found.shape[-2:] == (80 // 8, 144 // 8)
 
 
+def test_a_reference_may_be_a_tensor(ours: ZImagePipeline) -> None:
+    (image,) = pictures((64, 48))
+    tensor = torch.tensor(list(image.tobytes())).view(64, 48, 3) / 255
+    options = {"num_inference_steps": 1, "output_type": "latent", "latents": torch.zeros(1, 16, 8, 6)}
+    expected = ours("a red fox", image=image, **options).images
+    assert torch.equal(ours("a red fox", image=[tensor], **options).images, expected)
+
+
 def test_a_large_reference_is_scaled_as_diffusers_does() -> None:
     """To its own proportions and the area, then cut to whole patches."""
     (image,) = pictures((300, 200))

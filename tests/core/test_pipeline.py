@@ -79,6 +79,25 @@ def test_pictures_and_noise_equal_diffusers(ours: ZImagePipeline, theirs: PeerPi
     assert (a - b).abs().max() <= 1
 
 
+def test_the_outputs_are_of_one_picture(ours: ZImagePipeline) -> None:
+    """Latents, pixels of 0 to 1 and 8 bits; the parts are where they were."""
+    options = {"height": 32, "width": 48, "num_inference_steps": 2}
+
+    def made(kind: str) -> list:
+        generator = torch.Generator().manual_seed(1)
+        return ours(PROMPTS[0], generator=generator, output_type=kind, **options).images
+
+    latent, pixels, (image,) = made("latent"), made("pt"), made("pil")
+    decoded = ours.autoencoder.decode(latent / 0.3611 + 0.1159)
+    torch.testing.assert_close(pixels, ((decoded + 1) / 2).clamp(0, 1))
+    levels = torch.tensor(list(image.tobytes())).view(32, 48, 3).movedim(-1, 0)
+    assert torch.equal((pixels[0] * 255).round(), levels) and 0 < pixels.mean() < 1
+    assert ours.to("cpu") is ours and ours.device == torch.device("cpu")
+    moved = copy.deepcopy(ours).to("meta")
+    parts = (moved.transformer, moved.text_encoder, moved.autoencoder)
+    assert all(p.is_meta for part in parts for p in part.parameters()) and moved.device.type == "meta"
+
+
 @pytest.mark.parametrize("scale", [0.0, 4.0])
 def test_a_control_steers_as_in_diffusers(scale: float, ours: ZImagePipeline, theirs: PeerPipeline) -> None:
     """Version 1.0, with which its transformer also takes the hints where they belong."""
@@ -213,6 +232,13 @@ def test_bad_requests_are_named(ours: ZImagePipeline, tmp_path: Path) -> None:
         ours("a", width=50, height=48)
     with pytest.raises(ValueError, match="1 negative prompts for 2"):
         ours(PROMPTS, negative_prompt=["a"], guidance_scale=3.0)
+    options = {"width": 48, "height": 32, "num_inference_steps": 1}
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 6, 4\), 48x32 pixels need \(1, 16, 4, 6\)"):
+        ours("a", latents=torch.zeros(1, 16, 6, 4), **options)
+    with pytest.raises(ValueError, match="3 generators for 2"):
+        ours(PROMPTS, generator=[torch.Generator() for _ in range(3)], **options)
+    with pytest.raises(ValueError, match="'np' is not one of pil, pt, latent"):
+        ours("a", output_type="np", **options)
     with pytest.raises(ValueError, match="2 generators for 1"):
         ours("a", width=48, height=48, generator=[torch.Generator(), torch.Generator()])
     with pytest.raises(FileNotFoundError, match="text_encoder, vae, tokenizer"):
