@@ -7,6 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -159,6 +160,41 @@ def test_regions_have_prompts_of_their_own(ours: ZImagePipeline) -> None:
     each = [(list(reversed(PROMPTS)), torch.ones(4, 6))]
     batch = ours(PROMPTS, num_images_per_prompt=2, generator=generators, regions=each, **options).images
     assert relative(batch, torch.cat((second, second, first, first))) <= 1e-5
+
+
+def test_pixels_are_those_of_the_pictures(ours: ZImagePipeline) -> None:
+    """output_type pt and pil, to the 8 bits of the latter; what is neither is named."""
+    options = {"height": 32, "width": 48, "num_inference_steps": 1}
+    made = {
+        kind: ours(PROMPTS[0], generator=torch.Generator().manual_seed(3), output_type=kind, **options).images
+        for kind in ("pt", "pil")
+    }
+    assert made["pt"].shape == (1, 3, 32, 48) and 0 <= float(made["pt"].min()) <= float(made["pt"].max()) <= 1
+    pixels = torch.from_numpy(np.array(made["pil"][0])).permute(2, 0, 1)[None] / 255
+    assert float((made["pt"] - pixels).abs().max()) <= 0.5 / 255 + 1e-6
+    for kind in ("np", "tensor"):
+        with pytest.raises(ValueError, match=f"output_type '{kind}' is not one of"):
+            ours(PROMPTS[0], output_type=kind, **options)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_any_scale_above_zero_guides(ours: ZImagePipeline, scale: float) -> None:
+    """One step: the guided latent is that of the positive and so many times the way from the negative."""
+    options = {"height": 32, "width": 48, "num_inference_steps": 1, "output_type": "latent"}
+    positive, negative, guided = (
+        ours(prompt, generator=torch.Generator().manual_seed(3), **options, **more).images
+        for prompt, more in (
+            (PROMPTS[0], {}),
+            (PROMPTS[1], {}),
+            (PROMPTS[0], {"negative_prompt": PROMPTS[1], "guidance_scale": scale}),
+        )
+    )
+    assert relative(guided, positive + scale * (positive - negative)) <= 1e-5
+
+
+def test_generators_for_another_number_of_pictures_are_named(ours: ZImagePipeline) -> None:
+    with pytest.raises(ValueError, match="3 generators for 2 pictures"):
+        ours(PROMPTS, generator=[torch.Generator()] * 3, height=32, width=48)
 
 
 def test_the_mask_of_a_region_may_have_the_shape_of_comfyui_s() -> None:

@@ -26,15 +26,21 @@ __all__ = ["Endpoint", "EndpointError", "Limits", "complete"]
 TICK = 0.1  # seconds between two looks at a cancel and at new text
 ERROR_BYTES = 16_384
 SEEDS = 2**31  # what every server takes; the host's seeds go to 2**64
+_STARTING = threading.Lock()
 HEADERS = {"Accept": "text/event-stream, application/json", "Accept-Encoding": "identity"}
 
 
 @functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The loop of all requests, in a thread: in the host's loop any node that works would hold them up."""
+def _started() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="zimage-endpoints", daemon=True).start()
     return loop
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop of all requests, in a thread: in the host's loop any node that works would hold them up."""
+    with _STARTING:  # requests of several threads start one
+        return _started()
 
 
 def complete(
