@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tests.core.random_models import TINY, random_inputs, random_s3dit, relative, seeds
 from zimage_core import S3DiT
-from zimage_core.model.hooks import BlockCall, BlockHook
+from zimage_core.conditions.control import Control
+from zimage_core.model.hooks import BlockCall, BlockHook, Options
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
 from zimage_core.model.sequence import Captions, Span
@@ -120,3 +121,9 @@ def test_options_reach_attention_in_every_stack() -> None:
     model(*random_inputs(TINY, SEED), transformer_options=options)
     assert len(seen) == 2 * TINY.n_refiner_layers + TINY.n_layers
     assert all(given is options for given in seen)
+
+
+def test_a_hook_with_state_of_one_forward_may_not_be_captured() -> None:
+    """A recorded step would replay the control tokens of another."""
+    assert Options({}).capturable
+    assert not Control(torch.nn.Module(), torch.zeros(1)).capturable

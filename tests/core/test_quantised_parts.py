@@ -13,6 +13,7 @@ from zimage_core import AutoencoderKL
 from zimage_core.model.vision import VisionEncoder
 from zimage_core.weights import WeightsError, load_autoencoder, load_transformer, load_vision_encoder
 from zimage_core.weights.keys import transformer_to_diffusers
+from zimage_core.weights.quantised import quantise_fp8
 
 FP8 = torch.float8_e4m3fn
 LOADED = {"autoencoder": load_autoencoder, "vision encoder": load_vision_encoder}
@@ -61,3 +62,12 @@ def test_nothing_to_scale_or_to_scale_by_is_refused(weight: tuple, scale: tuple)
     tensors["layers.0.attention.out.weight_scale"] = torch.ones(scale)
     with pytest.raises(WeightsError, match="layers.0.attention.out"):
         load_transformer(tensors)
+
+
+@pytest.mark.parametrize("peak", [3.0, -3.0])
+def test_the_largest_weight_of_either_sign_is_kept(peak: float) -> None:
+    """It is the one that fp8's largest number, 448, stands for."""
+    weight = torch.tensor([[peak, 0.5, -0.25]])
+    stored, scale = quantise_fp8(weight)
+    assert float(stored[0, 0].float()) == 448 * peak / abs(peak)
+    torch.testing.assert_close(stored.float() * scale, weight, rtol=2**-4, atol=0)

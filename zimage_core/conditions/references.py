@@ -47,13 +47,16 @@ SIGLIP_SPAN = 8  # rows and columns of rope that one cell of siglip features spa
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """A prompt and n clean images with what goes with them; tensors have a batch of 1 or of the picture's."""
+    """A prompt and n clean images with what goes with them; `of` fills up what is missing.
+
+    Tensors have a batch of 1 or of the picture's.
+    """
 
     prompt: Prompt
     latents: Sequence[Tensor]  # n of [B, C, h, w], scaled as the picture's; sizes may differ
-    contexts: Sequence[Tensor | None] = ()  # up to n of [B, L, cap_feat_dim]: the segment before each
-    siglip: Sequence[Tensor | None] = ()  # up to n of [B, hs, ws, siglip_feat_dim]
-    closing: Tensor | None = None  # [B, L, cap_feat_dim]: the segment after the prompt's
+    contexts: Sequence[Tensor | None]  # n of [B, L, cap_feat_dim]: the segment before each
+    siglip: Sequence[Tensor | None]  # n of [B, hs, ws, siglip_feat_dim]
+    closing: Tensor | None  # [B, L, cap_feat_dim]: the segment after the prompt's
 
     @classmethod
     def of(
