@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent
 CACHE = ROOT / ".host"
@@ -49,6 +51,7 @@ SETS = {
     "web": "the tests in a browser instead",
     "install": "the tests with ComfyUI Manager and comfy-cli instead",
 }
+CORE = "tests/core"  # tests of the library
 INSIDE = "tests/inside"  # tests that import ComfyUI's modules, so they run in a process of their own
 NO_TESTS = 5  # pytest's exit code when it found none
 LONG_NEEDS = ["long", "web"]  # the sets that `test --long` needs beside the plain one
@@ -239,8 +242,29 @@ def test(options: argparse.Namespace, host: Path) -> int:
     folders += [f"--ignore=tests/{name}" for name in left_out]
     pytest = [sys.executable, "-m", "pytest", *folders]
     runs = [options.pytest] if options.sets else outside_and_inside(options.pytest)
-    codes = [subprocess.call([*pytest, *arguments], cwd=ROOT) for arguments in runs]
+    commands = [[*pytest, *arguments] for arguments in runs]
+    whole = not any(argument.startswith("tests") for argument in options.pytest)
+    if whole and not options.sets and not options.long:
+        outside, inside = commands
+        codes = side_by_side([[*outside, f"--ignore={CORE}"]], [[*outside, CORE], inside])
+    else:
+        codes = in_turn(commands)
     return next((code for code in codes if code not in (0, NO_TESTS)), min(codes))
+
+
+def in_turn(commands: list[list[str]], output: IO[bytes] | None = None) -> list[int]:
+    return [subprocess.call(command, cwd=ROOT, stdout=output, stderr=output) for command in commands]
+
+
+def side_by_side(seen: list[list[str]], beside: list[list[str]]) -> list[int]:
+    """The exit codes of both; what those beside say is shown when all have ended."""
+    with tempfile.TemporaryFile() as output, ThreadPoolExecutor(1) as thread:
+        others = thread.submit(in_turn, beside, output)
+        codes = in_turn(seen) + others.result()
+        output.seek(0)
+        sys.stdout.flush()
+        shutil.copyfileobj(output, sys.stdout.buffer)
+    return codes
 
 
 def outside_and_inside(arguments: list[str]) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """Streaming weights (--lowvram, --novram) changes where they lie, never the picture."""
 
-
 import pytest
 import torch
 

@@ -246,9 +246,7 @@ def test_a_batch_of_tiles(model, steered, of_part, given) -> None:
     tile = Cropped(steered(**given), [LEFT, RIGHT])
     noise = torch.cat([noise_of()[..., box[0], box[1]] for box in (LEFT, RIGHT)])
     made = sampled(tile.patcher, PROMPT, PROMPT, noise=noise)
-    each = [
-        stepped(model(), of_part(given, box), 2, noise[i : i + 1]) for i, box in enumerate((LEFT, RIGHT))
-    ]
+    each = [stepped(model(), of_part(given, box), 2, noise[i : i + 1]) for i, box in enumerate((LEFT, RIGHT))]
     assert relative(made, torch.cat(each)) <= CLOSE
 
 

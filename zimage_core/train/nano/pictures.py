@@ -38,7 +38,6 @@ NAMES = (
 )
 
 
-
 @dataclass(frozen=True)
 class Colour:
     """One background: `rgb` in 0..255 and its name per language."""
