@@ -1,7 +1,7 @@
 """What a graph in API form says of the picture at one of its nodes; nothing is run and nothing is guessed.
 
-Only nodes of ComfyUI and of this extension are understood (graph_facts.json). What lies behind any other node,
-or where two ways meet, is left out.
+Only nodes of ComfyUI and of this extension are understood (graph_facts.json). What lies behind any other
+node, or where two ways meet, is left out.
 """
 
 from __future__ import annotations
