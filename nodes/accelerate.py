@@ -16,14 +16,16 @@ class ZImageAccelerate(io.ComfyNode):
             node_id="ZImageAccelerate",
             display_name="Z-Image Accelerate",
             category="Z-Image/model",
-            description="Puts this extension's Z-Image under a MODEL that any other loader brought, with its "
-            "LoRAs and patches. Nothing is loaded twice; put it anywhere between loader and sampler.",
-            search_aliases=["speed", "fast", "optimize", "zit"],
+            description="Runs a Z-Image MODEL from any loader with this extension's code: regional prompts, "
+            "Z-Image Control and attention patches then work. LoRAs and patches stay, nothing is loaded "
+            "twice. Put it anywhere between loader and sampler.",
+            search_aliases=["attention patch", "nag", "pag", "regional", "zit"],
             inputs=[io.Model.Input("model", tooltip="A Z-Image MODEL from any loader, LoRAs included.")],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="The same weights and patches; faster, and attention patches have their effect.",
+                    tooltip="The same weights and patches, for regional prompts, Z-Image Control and "
+                    "attention patches.",
                 )
             ],
             hidden=[io.Hidden.unique_id],

@@ -27,8 +27,8 @@ class ZImageDiversity(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much noise the prompt gets, in shares of its own spread. 0 changes nothing; "
-                    "more gives other pictures and follows the prompt less.",
+                    tooltip="How different the pictures get. 0: off. Start with 0.5. 1: strong, and the "
+                    "prompt is followed least.",
                 ),
                 advanced(
                     io.Float,
@@ -38,8 +38,8 @@ class ZImageDiversity(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="The share of the steps that read the noisy prompt, from the first on: 0.2 is "
-                    "two of eight. Early steps lay the picture out; the rest follow the prompt as it is.",
+                    tooltip="Only the first part of the steps reads the noisy prompt: 0.2 is the first 2 of "
+                    "8. They lay the picture out; the rest follow the prompt as it is.",
                 ),
             ],
             outputs=[

@@ -31,8 +31,8 @@ class ZImageEdit(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The edited picture in the size of the given one. Where the soft mask is 0 it is "
-                    "the given one to the bit.",
+                    tooltip="The edited picture in the size of the given one. Where the soft mask is black "
+                    "it stays exactly as it was.",
                 ),
                 io.String.Output(
                     display_name="report",

@@ -35,12 +35,12 @@ def required() -> list:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="How far to go back towards noise: higher changes more, 1 keeps nothing of what is "
-            "repainted. 0 is what suits the route: inpaint and omni 1, flowedit 0.75, img2img 0.6.",
+            tooltip="How much may change, up to 1. 0 is automatic: 1 for inpaint and omni, 0.75 for "
+            "flowedit, 0.6 for img2img. Any other value is taken as it is: 0.1 changes little.",
         ),
         steps(
-            "Steps from that strength to the finished picture: 8 for Turbo, 28 to 50 for Base. "
-            "flowedit calls the model for two pictures in each."
+            "Steps. Turbo: 8. Base: 28 to 50. All are run, whatever the strength. flowedit runs the model "
+            "for two pictures in each."
         ),
         seed("The noise: the same seed and settings give the same picture."),
     ]
@@ -59,8 +59,8 @@ def optional() -> list:
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="Where to edit: white changes, black stays to the bit, grey changes less. The mask of "
-            "Pad Image for Outpainting fits.",
+            tooltip="Where to edit: white changes, black stays exactly as it is, grey changes in part. The "
+            "mask of Pad Image for Outpainting fits.",
         ),
         io.Image.Input("image_2", optional=True, tooltip="A second reference picture, for omni weights."),
         io.Image.Input("image_3", optional=True, tooltip="A third reference picture, for omni weights."),
@@ -70,17 +70,17 @@ def optional() -> list:
         io.Conditioning.Input(
             "negative",
             optional=True,
-            tooltip="What the result should not show, with guidance; the empty text when nothing is given.",
+            tooltip="What the result should not show, with guidance. Leave it open if unsure.",
         ),
         shift(
-            "Moves steps towards noise (higher: layout) or detail (lower). 3 is the official value.",
+            "Higher: better layout. Lower: more detail. Leave it at 3.",
             optional=True,
         ),
         advanced(
             io.Float,
             "guidance_scale",
             **guidance_range(0.0),
-            tooltip="Guidance for Z-Image Base: 3 to 5. 0 is off, for Turbo. It is KSampler's cfg minus 1.",
+            tooltip="0 for Turbo, 3 to 5 for Z-Image Base. It is KSampler's cfg minus 1 (cfg 5 = 4 here).",
             optional=True,
         ),
         advanced(
@@ -94,8 +94,8 @@ def optional() -> list:
         advanced(
             io.Int,
             "n_min",
-            tooltip="flowedit: how many of the last steps are plain sampling of the target, which frees its "
-            "form. 0 keeps most of the picture.",
+            tooltip="flowedit: how many of the last steps sample the target freely. More changes shapes "
+            "more; 0 keeps most of the picture.",
             default=0,
             min=0,
             max=1000,
@@ -104,7 +104,7 @@ def optional() -> list:
         advanced(
             io.Int,
             "n_avg",
-            tooltip="flowedit: noises per step. More are steadier, and as many times slower.",
+            tooltip="flowedit: noises per step. More are steadier, and as many times slower. Leave it at 1.",
             default=1,
             min=1,
             max=16,

@@ -21,8 +21,9 @@ class ZImagePromptEnhancer(io.ComfyNode):
             node_id="ZImagePromptEnhancer",
             display_name="Z-Image Prompt Enhancer",
             category="Z-Image/conditioning",
-            description="Turns a short prompt into the detailed description that Z-Image was tuned on, with "
-            "the text encoder that is loaded anyway. The text can be edited and locked; pictures carry it.",
+            description="Turns a short prompt into the detailed description that Z-Image was tuned on, "
+            "written by Z-Image's own text encoder (Qwen3-4B), so nothing else is loaded. The text can be "
+            "edited and locked; pictures carry it.",
             has_intermediate_output=True,  # the text is shown again after a page was loaded again
             search_aliases=["prompt enhance", "prompt expander", "rewrite", "llm", "qwen"],
             inputs=[

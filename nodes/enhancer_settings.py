@@ -29,7 +29,7 @@ CHOICES = {  # combo -> its options and what they do; the first is the default
     ),
     "on_failure": (
         ("error", USE_PROMPT),
-        "When nothing usable was written: stop, or go on with the prompt as it is. The report says why.",
+        "When nothing usable was written: stop with the reason, or use your prompt as it is.",
     ),
 }
 
@@ -67,15 +67,16 @@ def widgets() -> list:
             "locked",
             default=False,
             optional=True,
-            tooltip="On: the text above is the result and nothing is written. Off: every run writes it anew.",
+            tooltip="On: the text above is the result, and the prompt is not read. Off: every run writes it "
+            "anew. Changing prompt, seed or template by hand turns it off.",
         ),
         io.Combo.Input(
             "source",
             options=sources(),
             default=TEXT_ENCODER,
             optional=True,
-            tooltip="Who writes. The text encoder is loaded anyway and needs no network; the others are the "
-            "endpoints of your own settings file.",
+            tooltip="Who writes. text encoder: Z-Image's own, without network. The others are the endpoints "
+            "of your own settings file.",
         ),
         combo("template"),
         combo("language"),
@@ -120,20 +121,18 @@ def widgets() -> list:
             0.7,
             0,
             2,
-            "Higher is bolder, lower keeps to the likely. 0 takes the likeliest, without chance.",
+            "Higher is bolder, lower keeps to the likely. 0: always the likeliest word.",
         ),
-        number(io.Int, "top_k", 20, 0, 1000, "Only so many of the likeliest tokens may come. 0: no limit."),
+        number(io.Int, "top_k", 20, 0, 1000, "Only so many of the likeliest words may come. 0: no limit."),
         number(
             io.Float,
             "top_p",
             0.8,
             0,
             1,
-            "Only the likeliest tokens that make up this share may come. 1: all.",
+            "Only the likeliest words that make up this share may come. 1: all.",
         ),
-        number(
-            io.Float, "min_p", 0, 0, 1, "Only tokens at least this likely, against the likeliest. 0: all."
-        ),
+        number(io.Float, "min_p", 0, 0, 1, "Only words at least this likely, against the likeliest. 0: all."),
         number(
             io.Float,
             "repetition_penalty",

@@ -24,13 +24,16 @@ class ZImageGuider(io.ComfyNode):
                 io.Model.Input("model", tooltip="Z-Image Base, with any LoRA applied."),
                 io.Conditioning.Input("positive", tooltip="What the picture shows."),
                 io.Conditioning.Input(
-                    "negative", tooltip="What it should not show; the encoded empty text for nothing special."
+                    "negative",
+                    tooltip="What it should not show, from a second Z-Image Text Encode. Leave that one's "
+                    "prompt empty if unsure.",
                 ),
                 io.Float.Input(
                     "guidance_scale",
                     **guidance_range(4.0),
-                    tooltip="How far to move from the negative prompt, as the official pipeline counts: 3 to "
-                    "5 for Base. It is KSampler's cfg minus 1. 0 is off, and twice as fast.",
+                    tooltip="How strongly to follow the prompt and avoid the negative: 3 to 5 for Base. It "
+                    "is KSampler's cfg minus 1 (cfg 5 = 4 here). 0 is off, and runs the model once a step "
+                    "instead of twice.",
                 ),
                 advanced(
                     io.Float,

@@ -13,14 +13,8 @@ from .sampling_inputs import seed, shift, steps
 def grid_inputs() -> list:
     """steps, shift and denoise, the same in both nodes."""
     return [
-        steps(
-            "Model calls. Turbo was distilled for 8; 4 to 6 give drafts, more than 9 gain little. "
-            "Base needs 28 to 50."
-        ),
-        shift(
-            "Moves steps towards noise (higher: layout) or detail (lower). 3 is the official value "
-            "for every size."
-        ),
+        steps("Steps. Turbo: 8; 4 to 6 for drafts, more than 9 gain little. Base: 28 to 50."),
+        shift("Higher: better layout. Lower: more detail. Leave it at 3, for every size."),
         io.Float.Input(
             "denoise",
             default=1.0,

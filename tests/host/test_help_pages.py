@@ -1,6 +1,7 @@
 """Every node has a help page in both languages, where the page looks for it, and it explains every input."""
 
 import json
+import re
 
 import pytest
 
@@ -22,6 +23,16 @@ def test_page_is_served_and_names_every_input(server, language, name):
     for key in inputs(CONTRACTS[name]):
         assert key in text
         assert texts["inputs"][key]["name"] in text, "the name that the page shows"
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(DOCS)))
+def test_page_is_read_in_a_narrow_panel(path):
+    """The side panel is 300 pixels wide: no tables, and each input has a paragraph of its own."""
+    text, name = path.read_text(encoding="utf-8"), path.stem if path.stem != "zh" else path.parent.name
+    assert not re.search(r"^\s*\|", text, re.MULTILINE)
+    started = [re.match(r"\*\*(.+?)\*\*(?: ?[(\uff08]|: |\uff1a)", part) for part in text.split("\n\n")]
+    labels = {label[1].split("`")[1] if "`" in label[1] else label[1] for label in started if label}
+    assert set(inputs(CONTRACTS[name])) <= labels
 
 
 def test_there_is_no_page_without_a_node():
