@@ -20,8 +20,9 @@ def served(server) -> dict:
 
 
 @pytest.fixture(scope="module")
-def schema(server) -> dict:
-    return {name: texts(server.object_info(name), RELEASED[name]) for name in RELEASED}
+def schema(server, served) -> dict:
+    english = served["en"]["nodeDefs"]
+    return {name: texts(server.object_info(name), RELEASED[name], english.get(name, {})) for name in RELEASED}
 
 
 def leaves(tree: dict, path: str = ""):
