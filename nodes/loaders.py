@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..zimage_core.weights import READERS, WeightsError
 from .host.loading.files import resolve
+from .host.loading.footprint import in_memory, memory_note, summary
 from .host.loading.loaded_parts import held
 from .host.page.expand import expanded
 from .host.page.progress import show_text
@@ -53,13 +54,15 @@ class ZImageLoader(io.ComfyNode):
                 f"{text_encoder} gives features {width} wide, {transformer} takes {needed}: "
                 "choose the text encoder that belongs to it (Qwen3-4B, 2560, for Z-Image)."
             )
-        summary = "\n".join(checkpoint.summary for checkpoint in found.values())
-        show_text(cls.hidden.unique_id, summary)
         settings = {"transformer": {"weight_dtype": weight_dtype}}
-        parts = []
+        parts, missing = [], 0
         for widget, name in names.items():
             part, given = PARTS[widget], settings.get(widget, {})
             held_part = held(part.load, paths[widget], *given.values())
+            missing += 0 if held_part else in_memory(found[widget], *given.values())
             parts.append(held_part or (part.node, {widget: name, **given}))
+        by_kind = {PARTS[widget].kind: (found[widget], paths[widget]) for widget in WIDGETS}
+        text = "\n".join([summary(by_kind, weight_dtype), *memory_note(missing)])
+        show_text(cls.hidden.unique_id, text)
         results, graph = expanded(parts)
-        return io.NodeOutput(*results, expand=graph, ui=ui.PreviewText(summary))
+        return io.NodeOutput(*results, expand=graph, ui=ui.PreviewText(text))

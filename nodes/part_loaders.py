@@ -6,7 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..zimage_core.weights import READERS
 from .host.loading.files import resolve
-from .host.loading.loaded_parts import loaded
+from .host.loading.footprint import gigabytes, in_memory, memory_note
+from .host.loading.loaded_parts import held, loaded
 from .host.page.progress import show_text
 from .host.page.schema import schema
 from .parts import PARTS, part_input, part_output
@@ -40,10 +41,12 @@ def part_loader(widget: str) -> type[io.ComfyNode]:
         @classmethod
         def execute(cls, **inputs: str) -> io.NodeOutput:
             path = resolve(part.kind, inputs.pop(widget))
-            result = loaded(part.load, path, *inputs.values())
-            summary = READERS[part.kind](path, values=False).summary
-            show_text(cls.hidden.unique_id, summary)
-            return io.NodeOutput(result, ui=ui.PreviewText(summary))
+            checkpoint = READERS[part.kind](path, values=False)
+            needed = in_memory(checkpoint, *inputs.values())
+            missing = 0 if held(part.load, path, *inputs.values()) else needed
+            text = "\n".join([f"{checkpoint.summary}, {gigabytes(needed)}", *memory_note(missing)])
+            show_text(cls.hidden.unique_id, text)
+            return io.NodeOutput(loaded(part.load, path, *inputs.values()), ui=ui.PreviewText(text))
 
     PartLoader.__name__ = PartLoader.__qualname__ = part.node
     return PartLoader

@@ -56,6 +56,11 @@ class S3DiTConfig:
     def patch_features(self) -> int:
         return self.patch_size**2 * self.in_channels
 
+    @property
+    def full_size(self) -> bool:
+        """Whether it is Turbo, Base or an omni model, and no small one for trying and testing."""
+        return (self.dim, self.n_layers) == (S3DiTConfig.dim, S3DiTConfig.n_layers)
+
 
 @dataclass(frozen=True)
 class ControlConfig:

@@ -33,6 +33,8 @@ LABELS = {
     "control": "Z-Image ControlNet",
 }
 
+SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
 
 @dataclass
 class Checkpoint:
@@ -65,6 +67,18 @@ class Checkpoint:
     def parameters(self) -> int:
         companions = quantised.COMPANIONS
         return sum(v.numel() for k, v in self.tensors.items() if k.rpartition(".")[2] not in companions)
+
+    @property
+    def bytes(self) -> int:
+        """Of all its tensors as they are stored."""
+        return sum(value.nbytes for value in self.tensors.values())
+
+    @property
+    def precision(self) -> str:
+        """How most of its matrices are stored, in the words of file names: bf16, fp16, fp32, fp8."""
+        if self.formats or self._matrix_dtypes & set(quantised.FP8.values()):
+            return "fp8"
+        return SHORT.get(self.dtype, str(self.dtype).removeprefix("torch."))
 
     @property
     def fits_float16(self) -> bool:

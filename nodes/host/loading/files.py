@@ -10,6 +10,7 @@ import folder_paths
 
 from ....zimage_core.weights import WeightsError, parts_of
 from ..built_in import NANO
+from .first_choice import first_choice
 
 BUILT_IN = "built-in: nano"
 
@@ -33,9 +34,23 @@ HUB = "models--*--*/snapshots/*"  # as a hub's cache keeps downloads
 
 
 def choices(kind: str) -> list[str]:
-    """What a loader offers for one part: the built-in model, files, folders with a slash behind."""
+    """What a loader offers for one part: the built-in model, files, folders with a slash behind.
+
+    The first is what a new node has: a full-size file where there is one.
+    """
     built_in = [BUILT_IN] if _built_in(kind).is_file() else []
-    return [*built_in, *_listed(kind), *(f"{name}/" for name in _folders(kind))]
+    listed, folders = _listed(kind), _folders(kind)
+
+    def path_of(name: str) -> Path | None:
+        if name in listed:
+            path = folder_paths.get_full_path(listed[name], name)
+            return Path(path) if path else None
+        return folders[name[:-1]]
+
+    names = [*listed, *(f"{name}/" for name in folders)]
+    first = first_choice(kind, names, path_of)
+    real = [] if first is None else [first]
+    return [*real, *built_in, *(name for name in names if name != first)]
 
 
 def _built_in(kind: str) -> Path:

@@ -22,6 +22,7 @@ from ...model.vision import VisionEncoder
 from ...prompt.template import load_tokenizer
 from .. import lora
 from . import autoencoder, captions, control, edits, export, pictures, text, tokenizer, transformer, vision
+from .vocabulary import write_vocabulary
 
 log = logging.getLogger("zimage_core.train.nano")
 
@@ -224,6 +225,7 @@ class Training:
             self.state / "tokenizer",
             preview,
         )
+        write_vocabulary(self.out / "vocabulary.json", captions.load_concepts(self.data))
         log.info("export: %.1f MB in %s", size / 1e6, self.out)
 
     def run_lora(self) -> None:
