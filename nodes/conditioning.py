@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
+from ..zimage_core.prompt.syntax import embedding_names, foreign_syntax, several_prompts
 from .host.page.progress import show_text
 from .host.page.schema import advanced, schema
 from .host.writing import encodings
@@ -99,6 +99,7 @@ class ZImageTextEncode(io.ComfyNode):
         notes = [
             encodings.length_note(tokens, max_tokens),
             *_syntax_warnings(clip, "\n".join((text, system_prompt, template))),
+            *encodings.vocabulary_note(clip, text),
         ]
         if max_tokens:
             tokens = [encodings.cut(t, max_tokens) for t in tokens]
@@ -110,7 +111,7 @@ class ZImageTextEncode(io.ComfyNode):
 
 def _syntax_warnings(clip: object, text: str) -> list[str]:
     """A sentence for each piece of other programs' prompt syntax that Z-Image does not know."""
-    said = [f"{word:.{SHOWN}} has no effect on Z-Image: it is read as text" for word in weighted_words(text)]
+    said = [f"{word:.{SHOWN}} {why}" for word, why in foreign_syntax(text).items()]
     names = embedding_names(text)
     if names:
         unusable = encodings.unusable_embeddings(clip, names)

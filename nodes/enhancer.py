@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..zimage_core.prompt.enhancer import Request, describe_faithfully, enhance, terms
 from ..zimage_core.prompt.faithful import FAITHFUL, offer
 from ..zimage_core.prompt.messages import AUTO, choose_template
+from ..zimage_core.prompt.syntax import unix_lines
 from .enhancer_settings import CHOICES, USE_PROMPT, widgets
 from .host.page.progress import show_text
 from .host.page.saved_workflow import put_widgets
@@ -51,7 +52,7 @@ class ZImagePromptEnhancer(io.ComfyNode):
         if values["locked"]:
             text, notes = values["text"], ["locked: the text is used as it stands"]
         else:
-            text, notes = written(prompt, clip, values, cls.hidden.unique_id)
+            text, notes = written(unix_lines(prompt), clip, values, cls.hidden.unique_id)
         put_widgets(cls.hidden, [widget.id for widget in widgets()], {"text": text, "locked": True})
         report = "\n".join(notes)
         show_text(cls.hidden.unique_id, report)

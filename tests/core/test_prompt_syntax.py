@@ -4,7 +4,13 @@ import time
 
 import pytest
 
-from zimage_core.prompt.syntax import embedding_names, several_prompts, weighted_words
+from zimage_core.prompt.syntax import (
+    embedding_names,
+    foreign_syntax,
+    several_prompts,
+    unix_lines,
+    weighted_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,33 @@ from zimage_core.prompt.syntax import embedding_names, several_prompts, weighted
 )
 def test_weights(text, found):
     assert weighted_words(text) == found
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("a fox <lora:my style v2:0.8>, (red:1.2)", ["(red:1.2)", "<lora:my style v2:0.8>"]),
+        ("<lyco:a> <lora:a:1> <lora:a:1>", ["<lyco:a>", "<lora:a:1>"]),
+        ("an __animal__ and a __deep/er_name__, __animal__", ["__animal__", "__deep/er_name__"]),
+        ("a fox BREAK a house", ["BREAK"]),
+        ("a <b>, x__init__y, __, ____, a break, BREAKFAST, NO_BREAK, a < lora:b", []),
+    ],
+)
+def test_syntax_of_other_programs(text, found):
+    assert list(foreign_syntax(text)) == found
+
+
+@pytest.mark.parametrize("text", ["__a/" * 50000, "_" * 200000, "<lora:" * 50000, "BREAK" * 50000])
+def test_no_foreign_syntax_takes_long(text):
+    begun = time.process_time()
+    foreign_syntax(text)
+    assert time.process_time() - begun < 10
+
+
+def test_lines_of_every_system_are_one_text():
+    for end in ("\r\n", "\r"):
+        assert unix_lines(f"an owl{end}{end}at night") == "an owl\n\nat night"
+        assert several_prompts(f"an owl{end}at night{end}---{end}a fox") == ["an owl\nat night", "a fox"]
 
 
 @pytest.mark.parametrize("text", ["(" * 30000 + ")" * 30000, "(" + "a " * 100000, "(a:1" * 50000])

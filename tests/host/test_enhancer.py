@@ -55,6 +55,23 @@ def test_the_seed_decides(server) -> None:
     assert shown(server.run(text_graph(seed=1, **free))) == texts[0]
 
 
+def test_thinking_is_said_to_have_no_effect_where_it_has_none(server) -> None:
+    """nano's text encoder cannot think."""
+    texts = {}
+    for thinking in (True, False):
+        result = server.run(text_graph(seed=4, max_tokens=16, temperature=0.0, thinking=thinking))
+        texts[thinking] = shown(result)
+        assert ("thinking has no effect" in report(result)) is thinking
+    assert texts[True] == texts[False]
+
+
+def test_a_prompt_of_another_system_is_the_same_prompt(server) -> None:
+    settings = {"mode": "faithful", "seed": 45, "temperature": 0}
+    texts = (f"a red apple{end}on white" for end in ("\n", "\r\n"))
+    unix, windows = (shown(server.run(text_graph(text, **settings))) for text in texts)
+    assert unix == windows and unix.startswith("a red apple\non white")
+
+
 def test_the_text_grows_on_the_page_while_it_is_written(server) -> None:
     result = server.run(text_graph(seed=11, max_tokens=200, temperature=2.0, top_k=0, top_p=1.0))
     assert result.ok, explained(result)

@@ -107,6 +107,42 @@ def test_what_has_no_effect_is_named(clip) -> None:
     assert "(big:1.2)" in said and "small" not in said and "16:9" not in said
 
 
+def test_syntax_of_other_programs_is_named_as_text(clip) -> None:
+    text = "a fox <lora:style:0.8> BREAK an __animal__, <3, break"
+    notes = encoded(clip, text)[1].splitlines()
+    named = [note.split(" ")[0] for note in notes if "read as text" in note]
+    assert named == ["<lora:style:0.8>", "__animal__", "BREAK"]
+    assert "LoRA loader" in next(note for note in notes if note.startswith("<lora"))
+    assert not any("read as text" in note for note in encoded(clip, "a fox, <3, break")[1].splitlines())
+
+
+def test_lines_that_end_as_on_windows_are_the_same_text(clip) -> None:
+    for inputs in ({}, {"system_prompt": "Paint\r\nit."}, {"template": "{prompt}\r\nend"}):
+        plain = {name: value.replace("\r", "") for name, value in inputs.items()}
+        windows, unix = (
+            encoded(clip, text, **given)[0]
+            for text, given in (("a fox\r\nat night", inputs), ("a fox\nat night", plain))
+        )
+        assert torch.equal(windows[0][0], unix[0][0])
+    assert len(encoded(clip, "a fox\r\nat night\r\n---\r\na cat", batch=True)[0][0][0]) == 2
+
+
+def test_words_that_the_built_in_model_never_read_are_named(clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another text encoder nothing is said: it has read everything."""
+    prompt = "a fox in a red dress on the moon, cinematic, bokeh, 35mm, kodak, f8, portra, dusk"
+    (note,) = (line for line in encoded(clip, prompt)[1].splitlines() if "nano does not know" in line)
+    assert "know dress, cinematic, bokeh, 35mm, kodak, f8 and 2 more" in note
+    assert "127 things, models/nano/README.md" in note
+    assert "nano" not in encoded(clip, "a fox on a yellow background")[1]
+    monkeypatch.setattr(nodes.encodings, "NanoTokenizer", ())
+    assert "nano" not in encoded(clip, prompt)[1]
+
+
+def test_a_long_prompt_is_said_to_take_time_and_how_to_cut_it(clip) -> None:
+    assert "max_tokens 512 cuts them" in encoded(clip, LONG)[1]
+    assert "max_tokens 512 cuts" not in encoded(clip, "a fox")[1]
+
+
 def test_nothing_is_encoded_twice_and_nothing_is_stale(clip, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, model = [], clip.cond_stage_model
     encode = model.encode_token_weights

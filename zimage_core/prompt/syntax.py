@@ -1,4 +1,4 @@
-"""What people write into a prompt beside words: several prompts, embeddings, and weights of words."""
+"""What people write into a prompt beside words: several prompts, embeddings, and other programs' syntax."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ DIVIDER = re.compile(r"^[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 EMBEDDING = re.compile(r"(?<!\S)embedding:([^\s<\[]+)")
 PARENTHESIS = re.compile(r"\\.|[()]", re.DOTALL)  # or something escaped, which is none
 WEIGHT = re.compile(r"-?(\d+\.?\d*|\.\d+)")
+ELSEWHERE = (  # syntax of other programs -> what it is here
+    (r"<(?:lora|lyco|hypernet):[^<>\n]*>", "loads nothing here: it is read as text. Use a LoRA loader node"),
+    (r"(?<!\w)__[A-Za-z0-9_/-]{1,200}?__(?!\w)", "is read as text: wildcards are drawn before this node"),
+    (r"(?<!\w)BREAK(?!\w)", "divides nothing here: it is read as text"),
+)
+
+
+def unix_lines(text: str) -> str:
+    """Lines that end as on Windows or old Macs end in a line feed: the same prompt is the same text."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def several_prompts(text: str) -> list[str]:
@@ -15,8 +25,15 @@ def several_prompts(text: str) -> list[str]:
 
     Empty ones do not count, but there is always one prompt.
     """
+    text = unix_lines(text)
     parts = DIVIDER.split(text) if DIVIDER.search(text) else text.splitlines()
     return [part.strip() for part in parts if part.strip()] or [""]
+
+
+def foreign_syntax(text: str) -> dict[str, str]:
+    """{what is written as other programs have it: what it is here}, without repeats."""
+    found = {word: "has no effect on Z-Image: it is read as text" for word in weighted_words(text)}
+    return found | {match[0]: why for pattern, why in ELSEWHERE for match in re.finditer(pattern, text)}
 
 
 def weighted_words(text: str) -> list[str]:

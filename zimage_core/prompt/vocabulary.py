@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ENGLISH = re.compile(r"[a-z]+(?:'[a-z]+)?")
+ENGLISH = re.compile(r"(?=[0-9]*[a-z])[a-z0-9]+(?:'[a-z]+)?")
 HAN = re.compile("[\u4e00-\u9fff]+")
 NAMED = re.compile(r"(?<!\S)embedding:\S+")  # a file's name
 

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 
 from ....zimage_core.config import REFERENCE_MAX_TOKENS, S3DiTConfig
 from ....zimage_core.model.sequence import Captions
-from ....zimage_core.prompt.syntax import EMBEDDING
+from ....zimage_core.prompt.syntax import EMBEDDING, unix_lines
 from ....zimage_core.prompt.template import TEMPLATE, apply_template
+from ..built_in import vocabulary
+from ..loading.clip import NanoTokenizer
 
 KEPT_TOKENS = 8192  # of each text encoder: 84 MB at full size
+NAMED = 6  # unknown words in a note
 AS_IT_IS = "{}"  # the host's word for a template that adds nothing
 BASE_PATCHES = {"manual_cast_dtype"}  # newer hosts set this on every CLIP
 
@@ -53,6 +56,7 @@ def tokens_of(clip: Any, text: str, system_prompt: str = "", template: str = "")
         raise ValueError(
             "clip is empty: the checkpoint that it comes from has no text encoder. Use the Z-Image loader."
         )
+    text, system_prompt, template = map(unix_lines, (text, system_prompt, template))
     if EMBEDDING.search(text) and not text[-1:].isspace():
         text += " "  # 0.3.75 takes what the template puts after the text for a part of the embedding's name
     if not system_prompt and not template:
@@ -88,7 +92,10 @@ def length_note(prompts: list[dict], max_tokens: int) -> str:
     if max_tokens and longest > max_tokens:
         note += f", cut at {max_tokens}: {longest - max_tokens} are not read"
     elif more > 0:
-        note += f", {more} more than the reference pipeline reads; none are cut here"
+        note += (
+            f", {more} more than the reference pipeline reads; none are cut here. Long prompts take longer: "
+            f"max_tokens {REFERENCE_MAX_TOKENS} cuts them"
+        )
     if more > 0:
         logging.warning("Z-Image prompt: %s", note)
     return note
@@ -143,6 +150,18 @@ def _joined(entries: list[list]) -> list:
     if not mask.all():
         extra["attention_mask"] = mask.long()
     return [features, extra]
+
+
+def vocabulary_note(clip: Any, text: str) -> list[str]:
+    """A sentence about the words that the built-in model has never read; other encoders know any."""
+    unknown = vocabulary().unknown(text) if isinstance(clip.tokenizer, NanoTokenizer) else []
+    if not unknown:
+        return []
+    more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+    return [
+        f"nano does not know {', '.join(unknown[:NAMED])}{more}: it draws {len(vocabulary().things)} things, "
+        "models/nano/README.md lists them"
+    ]
 
 
 def unusable_embeddings(clip: Any, names: list[str]) -> dict[str, str]:

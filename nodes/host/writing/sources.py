@@ -74,6 +74,8 @@ def _by_text_encoder(model: LanguageModel, values: dict, node_id: str | None) ->
         sampling = Sampling(**{**settings, "seed": seed})
         live = LiveText(node_id, values["max_tokens"])
         text, note = model.write(messages, sampling, values["max_tokens"], values["thinking"], live)
+        if values["thinking"] and not model.thinking:
+            note += "; thinking has no effect: this text encoder cannot think"
         return Draft(text, f"seed {seed}: {note}")
 
     return write
