@@ -13,6 +13,7 @@ from .loaders import ZImageLoader
 from .part_loaders import PART_LOADERS
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
+from .wildcards import ZImageWildcards
 
 NODES = (
     ZImageLoader,
@@ -22,6 +23,7 @@ NODES = (
     ZImageControl,
     ZImageTextEncode,
     ZImagePromptEnhancer,
+    ZImageWildcards,
     ZImageRegionalPrompt,
     ZImageLatent,
     ZImageTurboSampler,

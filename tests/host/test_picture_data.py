@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 from tests.host.server import PACK_ROOT
 
-put_widgets = runpy.run_path(str(PACK_ROOT / "nodes" / "host" / "page" / "saved_workflow.py"))["put_widgets"]
+saved_workflow = runpy.run_path(str(PACK_ROOT / "nodes" / "host" / "page" / "saved_workflow.py"))
+put_widgets, put_again = saved_workflow["put_widgets"], saved_workflow["put_again"]
 WIDGETS = ["prompt", "text", "locked", "seed"]
 VALUES = {"text": "new", "locked": True}
 NODE = {"id": 4, "type": "Enhancer", "widgets_values": ["a", "", False, 1]}
@@ -54,3 +55,36 @@ def test_without_a_workflow_or_the_node_in_it() -> None:
     assert after("4", None)[0]["text"] == "new"
     for node_id in ("9", "4:1", "4.0.1"):
         assert after(node_id, {"nodes": [NODE]})[1] == {"nodes": [NODE]}
+
+
+def chain(seed: int) -> dict:
+    """An enhancer before another one before a node that saves."""
+    return {
+        "1": {"class_type": "Enhancer", "inputs": {"prompt": "a", "seed": seed}},
+        "2": {"class_type": "Enhancer", "inputs": {"prompt": ["1", 0]}},
+        "3": {"class_type": "Save", "inputs": {"text": ["2", 0]}},
+    }
+
+
+def as_seen_by(node_id: str, prompt: dict, workflow: dict | None = None) -> SimpleNamespace:
+    pictures = None if workflow is None else {"workflow": workflow}
+    return SimpleNamespace(unique_id=node_id, prompt=prompt, extra_pnginfo=pictures)
+
+
+def test_what_the_host_does_not_run_again_is_put_again() -> None:
+    """In each later run of the same nodes, wherever it begins; and not where an input is another."""
+    whole = chain(seed=1)
+    for node_id in "12":
+        put_widgets(as_seen_by(node_id, whole), WIDGETS, {"text": f"new {node_id}"})
+    all_kept = chain(seed=1)
+    workflow = {"nodes": [{"id": 2, "widgets_values": ["a", "", False, 1]}]}
+    put_again(as_seen_by("3", all_kept, workflow))
+    assert all_kept == whole
+    assert workflow["nodes"][0]["widgets_values"] == ["a", "new 2", False, 1]
+    second_runs_again = chain(seed=1)
+    put_widgets(as_seen_by("2", second_runs_again), WIDGETS, {"text": "newer"})
+    put_again(as_seen_by("3", second_runs_again))
+    assert [second_runs_again[node_id]["inputs"].get("text") for node_id in "12"] == ["new 1", "newer"]
+    another = chain(seed=2)
+    put_again(as_seen_by("3", another))
+    assert another == chain(seed=2)

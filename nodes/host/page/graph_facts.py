@@ -151,7 +151,11 @@ def _text_at(graph: dict, link: Link) -> str | None:
     kind = _kind(graph, end.node)
     if kind == "ZImagePromptEnhancer" and graph[end.node]["inputs"].get("locked") is not True:
         return None  # then the text is not in the graph, or is not what was used
-    return _value(graph, end.node, _SPEC["texts"][kind], "texts")
+    text = _value(graph, end.node, _SPEC["texts"][kind], "texts")
+    if kind == "ZImageWildcards" and not text:  # not run for this picture: the host compares the drawn texts
+        compared = graph[end.node].get("is_changed")
+        text = compared[0] if isinstance(compared, list) and len(compared) == 1 else None
+    return text if isinstance(text, str) else None
 
 
 def _value(graph: dict, node: str, name: str, kind: str) -> Any:

@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
+
+_KEPT: OrderedDict[str, tuple[list[str], dict]] = OrderedDict()  # what nodes put, by what they were given
+_MOST_KEPT = 256
 
 
 def put_widgets(hidden: Any, widgets: list[str], values: dict[str, Any]) -> None:
     """Set widgets of the running node in the prompt and in the workflow that pictures saved later will carry.
 
-    hidden: the node's, with unique_id, prompt and extra_pnginfo; widgets: its widgets' ids in their order, as
-    far as no control of the page's own stands between them.
+    hidden: the node's, with unique_id, prompt and extra_pnginfo; widgets: its widgets' ids in their order,
+    with the page's own controls that stand between them.
     """
-    node = (hidden.prompt or {}).get(hidden.unique_id)
+    put_again(hidden)
+    if str(hidden.unique_id) in (hidden.prompt or {}):
+        _KEPT[_given(hidden.prompt, str(hidden.unique_id))] = widgets, values
+        while len(_KEPT) > _MOST_KEPT:
+            _KEPT.popitem(last=False)
+    _put(hidden, str(hidden.unique_id), widgets, values)
+
+
+def put_again(hidden: Any) -> None:
+    """Set what the nodes before the running one put, when the host has not run them again for this prompt."""
+    for node in _before(hidden.prompt or {}, str(hidden.unique_id)):
+        kept = _KEPT.get(_given(hidden.prompt, node))
+        if kept:
+            _put(hidden, node, *kept)
+
+
+def _put(hidden: Any, number: str, widgets: list[str], values: dict[str, Any]) -> None:
+    node = (hidden.prompt or {}).get(number)
     if node is not None:
         node["inputs"].update(values)
-    saved = _node_in((hidden.extra_pnginfo or {}).get("workflow"), str(hidden.unique_id).split(":"))
+    saved = _node_in((hidden.extra_pnginfo or {}).get("workflow"), number.split(":"))
     shown = saved.get("widgets_values") if saved else None
     for name, value in values.items():
         index = widgets.index(name)
         if isinstance(shown, list) and index < len(shown):
             shown[index] = value
+
+
+def _before(prompt: dict, number: str) -> Iterator[str]:
+    """The nodes that a node gets something from, each after those that it gets something from itself."""
+    seen, open_ = {number}, [(number, False)]
+    while open_:
+        node, done = open_.pop()
+        if done:
+            yield node
+            continue
+        if node != number:
+            open_.append((node, True))
+        for value in prompt.get(node, {}).get("inputs", {}).values():
+            if _is_link(value) and value[0] in prompt and value[0] not in seen:
+                seen.add(value[0])
+                open_.append((value[0], False))
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _given(prompt: dict, number: str) -> str:
+    """A node and all before it: what the host tells its results by."""
+    nodes = {node: prompt[node] for node in (number, *_before(prompt, number))}
+    return json.dumps(nodes, sort_keys=True, default=repr)
 
 
 def _node_in(workflow: Any, path: list[str]) -> dict | None:
