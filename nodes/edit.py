@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.prompt.instruction import prompts_of
-from ..zimage_core.sampling.edit_plan import plan
-from .edit_inputs import optional, required
+from ..zimage_core.prompt.edit_target import GIVEN, WRITTEN, edit_prompts
+from ..zimage_core.prompt.instruction import Prompts
+from ..zimage_core.sampling.edit_plan import AUTO, plan
+from .edit_inputs import PATTERNS, optional, required
 from .host.page.progress import show_text
+from .host.page.saved_workflow import put_widgets
 from .host.page.schema import schema
 from .host.running.edit import Parts, Sampling, edit, has_omni_keys, soft_mask
+from .host.writing.edit_target import target_writer
+
+WIDGETS = (  # in the order in which the page saves them
+    "instruction", "route", "strength", "steps", "seed", "control_after_generate", "source_prompt", "shift",
+    "guidance_scale", "source_guidance_scale", "n_min", "n_avg", "grow", "feather", "target_prompt", "writer",
+)  # fmt: skip
 
 
 class ZImageEdit(io.ComfyNode):
@@ -39,7 +47,7 @@ class ZImageEdit(io.ComfyNode):
                     tooltip="Which route was taken and why, the prompts, and what was not used.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -67,14 +75,26 @@ class ZImageEdit(io.ComfyNode):
         n_avg: int = 1,
         grow: int = 4,
         feather: int = 16,
+        target_prompt: str = "",
+        writer: str = "auto",
     ) -> io.NodeOutput:
         omni, image = has_omni_keys(model), image[..., :3]
         soft = soft_mask(image, mask, grow, feather)
         more = {"image_2": image_2, "image_3": image_3, "vision": vision}
         more = {name: value for name, value in more.items() if value is not None}
-        prompts = prompts_of(instruction, source_prompt)
-        chosen = plan(route, instruction, prompts, strength, omni, soft is not None, tuple(more))
-        report = chosen.report()
+        source, target = source_prompt.strip(), target_prompt.strip()
+        if omni and route in (AUTO, "omni"):
+            prompts = Prompts(None, instruction, None)
+            who = "Not used: target_prompt; omni weights read the instruction." if target else None
+        elif target:
+            prompts = Prompts(source or None, target, GIVEN)
+            who = "Target: target_prompt as it stands; the instruction is not read."
+        else:
+            write = None if writer == PATTERNS else target_writer(clip, cls.hidden.unique_id)
+            prompts, who = edit_prompts(instruction, source, write)
+        asked = prompts.target if prompts.kind == GIVEN else instruction
+        chosen = plan(route, asked, prompts, strength, omni, soft is not None, tuple(more))
+        report = "\n".join(filter(None, (chosen.report(), who)))
         if mask is not None and soft is None:
             report += "\nThe mask is empty: nothing is painted on it."
         show_text(cls.hidden.unique_id, report)
@@ -96,4 +116,7 @@ class ZImageEdit(io.ComfyNode):
             "after": ui.PreviewImage(edited[:1]).values,
             "text": (report,),
         }
+        if prompts.kind == WRITTEN:
+            shown["target"] = written = (prompts.target, instruction, source_prompt)
+            put_widgets(cls.hidden, WIDGETS, {"target_prompt": prompts.target}, {"zimage_target": written})
         return io.NodeOutput(latent, edited, report, ui=shown)

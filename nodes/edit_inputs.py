@@ -8,6 +8,8 @@ from ..zimage_core.sampling.edit_plan import AUTO, STRENGTHS
 from .host.page.schema import advanced
 from .sampling_inputs import guidance_range, seed, shift, steps
 
+PATTERNS = "patterns"
+
 
 def required() -> list:
     return [
@@ -19,8 +21,8 @@ def required() -> list:
             "instruction",
             multiline=True,
             dynamic_prompts=True,
-            tooltip="What to change, English or Chinese: replace the fox with an apple; make the background "
-            "blue; add a hat; remove the hat. Or a description of the result.",
+            tooltip="What to change, English or Chinese: make her smile; replace the fox with an apple; make "
+            "the background blue; add a hat. Or a description of the result.",
         ),
         io.Combo.Input(
             "route",
@@ -53,8 +55,8 @@ def optional() -> list:
             default="",
             multiline=True,
             optional=True,
-            tooltip="What the picture shows now, for flowedit. The instruction then changes these words. "
-            "Empty: what the instruction itself says of it.",
+            tooltip="What the picture shows now; the text encoder changes these words as you say. Z-Image "
+            "Picture Text reads them from a picture of ComfyUI's. Empty: what the instruction says of it.",
         ),
         io.Mask.Input(
             "mask",
@@ -127,5 +129,21 @@ def optional() -> list:
             min=0,
             max=512,
             optional=True,
+        ),
+        io.String.Input(
+            "target_prompt",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="What the picture shall show. Empty: it is written from source_prompt and instruction, "
+            "and shown here. Your own words are used as they stand. Omni weights do not read it.",
+        ),
+        io.Combo.Input(
+            "writer",
+            options=[AUTO, PATTERNS],
+            default=AUTO,
+            optional=True,
+            tooltip="Who writes the target. auto: the text encoder where it can and source_prompt is given, "
+            "else fixed sentence patterns. patterns: only these, as older versions did.",
         ),
     ]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zimage_core.prompt.instruction import Prompts, prompts_of
+from zimage_core.prompt import instruction
+from zimage_core.prompt.instruction import NotUnderstood, Prompts, prompts_of
 
 CASES = json.loads(Path(__file__).with_name("instructions.json").read_text(encoding="utf-8"))
 
@@ -40,3 +41,52 @@ def test_endless_texts_are_descriptions_and_take_no_time(text: str) -> None:
     begun = time.monotonic()
     assert prompts_of(text).kind is None
     assert time.monotonic() - begun < 2
+
+
+EVERYDAY = json.loads(Path(__file__).with_name("edit_cases.json").read_text(encoding="utf-8"))
+PATTERNS = json.loads((Path(instruction.__file__).with_suffix(".json")).read_text(encoding="utf-8"))
+EVERYDAY_CASES = [
+    pytest.param(language, case, id=f"{language}-{number}")
+    for language in ("en", "zh")
+    for number, case in enumerate(EVERYDAY[language]["cases"] + EVERYDAY[language]["more"])
+]
+
+
+def refused(language: str, why: str, text: str, source: str) -> None:
+    """Refused for this reason, with an example of what would be understood."""
+    with pytest.raises(NotUnderstood) as error:
+        prompts_of(text, source)
+    begins = PATTERNS[language]["refusals"][why].partition("{")[0]
+    assert begins and str(error.value).startswith(begins)
+    assert "target_prompt" in str(error.value) or "source_prompt" in str(error.value)
+
+
+@pytest.mark.parametrize(("language", "case"), EVERYDAY_CASES)
+def test_everyday_instructions_are_right_or_refused(language: str, case: dict) -> None:
+    """With a text of the picture, and without one where the case says what is expected then."""
+    source, text = EVERYDAY[language]["source"], case["instruction"]
+    if "refused" in case:
+        refused(language, case["refused"], text, source)
+    else:
+        made = prompts_of(text, source)
+        assert (made.source, made.target) == (source, case["target"]) and made.kind
+    alone = case.get("alone")
+    if isinstance(alone, str):
+        refused(language, alone, text, "")
+    elif alone:
+        made = prompts_of(text)
+        assert [made.source, made.target] == alone and made.derived
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_descriptions_stay_descriptions(language: str) -> None:
+    """Also those that begin like an instruction."""
+    for text in EVERYDAY[language]["descriptions"]:
+        for source in ("", EVERYDAY[language]["source"]):
+            assert prompts_of(text, source) == Prompts(source or None, text, None)
+
+
+def test_quoted_texts_keep_their_marks() -> None:
+    assert prompts_of('"an apple"').target == "an apple"
+    assert prompts_of('write "OPEN"', "a door").target == 'a door, with the text "OPEN"'
+    assert prompts_of('replace "OPEN" with "CLOSED".', 'a sign "OPEN"').target == 'a sign "CLOSED"'

@@ -125,10 +125,10 @@ def test_text_is_heard_token_by_token(written: Written, monkeypatch: pytest.Monk
     """Without stops of its own, so that the cap ends it."""
     heard, writer = [], written.writer
     monkeypatch.setattr(writer, "stops", ())
-    text, note = writer.write(MESSAGES, greedy, COUNT, on_text=heard.append)
+    text, note, ended = writer.write(MESSAGES, greedy, COUNT, on_text=heard.append)
     assert text == writer.tokenizer.decode(written.tokens, skip_special_tokens=True) != ""
     assert len(heard) == COUNT
-    assert "16 written, cut off" in note
+    assert "16 written, cut off" in note and not ended
 
 
 def test_thinking_is_off_by_qwens_own_sign(written: Written) -> None:

@@ -19,10 +19,11 @@ class WriterFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Draft:
-    """What a language model wrote; note says how much."""
+    """What a language model wrote; note says how much, ended whether it came to its end."""
 
     text: str
     note: str
+    ended: bool = True
 
 
 @dataclass(frozen=True)

@@ -34,3 +34,9 @@ def language_of(prompt: str) -> str:
         return "zh"
     other = sum(word in _SMALL_WORDS[OTHER] or not word.isascii() for word in words)
     return OTHER if other > sum(word in _SMALL_WORDS["en"] for word in words) else "en"
+
+
+def content_words(text: str) -> set[str]:
+    """Chinese characters and other words in lower case, without small English words."""
+    words = (word.lower() for word in _WORD.findall(_CHINESE.sub(" ", text)))
+    return {*_CHINESE.findall(text), *words} - _SMALL_WORDS["en"]

@@ -12,10 +12,8 @@ STRENGTHS = {"omni": 1.0, "flowedit": 0.75, "inpaint": 1.0, "img2img": 0.6}  # r
 NO_OMNI = "the weights have no omni keys (siglip_*)"
 NO_MASK = "no mask is given"
 NO_SOURCE = "the instruction does not tell what the picture shows now"
-HOW_TO_SAY = (
-    "Describe the picture in source_prompt, or write the instruction like 'replace the fox with an apple', "
-    "'make the background blue', 'add a hat' or 'remove the hat'."
-)
+EXAMPLES = "'replace the fox with an apple', 'make the background blue', 'add a hat' or 'remove the hat'"
+HOW_TO_SAY = f"Describe the picture in source_prompt, or write the instruction like {EXAMPLES}."
 
 
 class NoSuchRoute(ValueError):
@@ -95,7 +93,8 @@ def plan(
     if taken == "omni":  # such weights read instructions themselves
         prompts = Prompts(None, instruction.strip(), None)
     else:
-        if taken == "img2img" and route == AUTO:
-            unused.append(f"The instruction was taken as a description. {HOW_TO_SAY}")
+        if taken != "inpaint" and route == AUTO and prompts.kind is None:
+            how = f"An instruction is written like {EXAMPLES}." if prompts.source else HOW_TO_SAY
+            unused.append(f"The instruction was taken as a description. {how}")
         unused += [f"Not used: {name}; only omni weights look at it." for name in references]
     return Plan(taken, why, prompts, strength or STRENGTHS[taken], unused)

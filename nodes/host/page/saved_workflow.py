@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-_KEPT: OrderedDict[str, tuple[list[str], dict]] = OrderedDict()  # what nodes put, by what they were given
+_KEPT: OrderedDict[str, tuple[Sequence[str], dict, dict]] = OrderedDict()  # what nodes put, by what they were given
 _MOST_KEPT = 256
 
 
-def put_widgets(hidden: Any, widgets: list[str], values: dict[str, Any]) -> None:
+def put_widgets(
+    hidden: Any, widgets: Sequence[str], values: dict[str, Any], properties: dict[str, Any] | None = None
+) -> None:
     """Set widgets of the running node in the prompt and in the workflow that pictures saved later will carry.
 
     hidden: the node's, with unique_id, prompt and extra_pnginfo; widgets: its widgets' ids in their order,
-    with the page's own controls that stand between them.
+    with the page's own controls that stand between them. properties: set beside them in the workflow.
     """
     put_again(hidden)
     if str(hidden.unique_id) in (hidden.prompt or {}):
-        _KEPT[_given(hidden.prompt, str(hidden.unique_id))] = widgets, values
+        _KEPT[_given(hidden.prompt, str(hidden.unique_id))] = widgets, values, properties or {}
         while len(_KEPT) > _MOST_KEPT:
             _KEPT.popitem(last=False)
-    _put(hidden, str(hidden.unique_id), widgets, values)
+    _put(hidden, str(hidden.unique_id), widgets, values, properties or {})
 
 
 def put_again(hidden: Any) -> None:
@@ -33,7 +35,9 @@ def put_again(hidden: Any) -> None:
             _put(hidden, node, *kept)
 
 
-def _put(hidden: Any, number: str, widgets: list[str], values: dict[str, Any]) -> None:
+def _put(
+    hidden: Any, number: str, widgets: Sequence[str], values: dict[str, Any], properties: dict[str, Any]
+) -> None:
     node = (hidden.prompt or {}).get(number)
     if node is not None:
         node["inputs"].update(values)
@@ -43,6 +47,8 @@ def _put(hidden: Any, number: str, widgets: list[str], values: dict[str, Any]) -
         index = widgets.index(name)
         if isinstance(shown, list) and index < len(shown):
             shown[index] = value
+    if saved and properties:
+        saved["properties"] = {**(saved.get("properties") or {}), **properties}
 
 
 def _before(prompt: dict, number: str) -> Iterator[str]:

@@ -100,8 +100,8 @@ class LanguageModel:
         max_tokens: int,
         thinking: bool = False,
         on_text: Callable[[str], None] | None = None,
-    ) -> tuple[str, str]:
-        """Returns what was written, thinking included, and a note of how much.
+    ) -> tuple[str, str, bool]:
+        """Returns what was written, thinking included, a note of how much, and whether it came to its end.
 
         on_text hears all the text after each token; the host's interrupt ends it between two.
         """
@@ -116,8 +116,10 @@ class LanguageModel:
 
         with self.loaded(len(prompt) + max_tokens) as (next_logits, device):
             written = generate(next_logits, prompt, sampling, self.stops, max_tokens, on_token, device)
-        end = "" if written.ended else f", cut off at max_tokens {max_tokens}"
-        return stream.finish(), f"{len(prompt)} tokens read, {len(written.tokens)} written{end}"
+        note = f"{len(prompt)} tokens read, {len(written.tokens)} written"
+        if not written.ended:
+            note += f", cut off at max_tokens {max_tokens}"
+        return stream.finish(), note, written.ended
 
     def choose(
         self,

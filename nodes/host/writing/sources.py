@@ -73,10 +73,10 @@ def _by_text_encoder(model: LanguageModel, values: dict, node_id: str | None) ->
     def write(messages: list[Message], seed: int) -> Draft:
         sampling = Sampling(**{**settings, "seed": seed})
         live = LiveText(node_id, values["max_tokens"])
-        text, note = model.write(messages, sampling, values["max_tokens"], values["thinking"], live)
+        text, note, ended = model.write(messages, sampling, values["max_tokens"], values["thinking"], live)
         if values["thinking"] and not model.thinking:
             note += "; thinking has no effect: this text encoder cannot think"
-        return Draft(text, f"seed {seed}: {note}")
+        return Draft(text, f"seed {seed}: {note}", ended)
 
     return write
 
