@@ -11,6 +11,7 @@ from .host.page.errors import bare_names
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
 from .part_loaders import PART_LOADERS
+from .picture_text import ZImagePictureText
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 from .wildcards import ZImageWildcards
@@ -30,6 +31,7 @@ NODES = (
     ZImageSigmas,
     ZImageGuider,
     ZImageEdit,
+    ZImagePictureText,
     ZImageDiversity,
 )
 

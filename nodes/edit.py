@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..zimage_core.prompt.edit_target import GIVEN, WRITTEN, edit_prompts
+from ..zimage_core.prompt.edit_target import GIVEN, edit_prompts
 from ..zimage_core.prompt.instruction import Prompts
 from ..zimage_core.sampling.edit_plan import AUTO, plan
 from .edit_inputs import PATTERNS, optional, required
@@ -116,7 +116,7 @@ class ZImageEdit(io.ComfyNode):
             "after": ui.PreviewImage(edited[:1]).values,
             "text": (report,),
         }
-        if prompts.kind == WRITTEN:
-            shown["target"] = written = (prompts.target, instruction, source_prompt)
-            put_widgets(cls.hidden, WIDGETS, {"target_prompt": prompts.target}, {"zimage_target": written})
+        if prompts.source and not prompts.derived and prompts.kind != GIVEN:
+            shown["target"] = made = (prompts.target, instruction, source_prompt)
+            put_widgets(cls.hidden, WIDGETS, {"target_prompt": prompts.target}, {"zimage_target": made})
         return io.NodeOutput(latent, edited, report, ui=shown)
