@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_KEPT: OrderedDict[str, tuple[Sequence[str], dict, dict]] = OrderedDict()  # what nodes put, by what they were given
+# what nodes put, by what they were given
+_KEPT: OrderedDict[str, tuple[Sequence[str], dict, dict]] = OrderedDict()
 _MOST_KEPT = 256
 
 
