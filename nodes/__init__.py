@@ -14,6 +14,7 @@ from .part_loaders import PART_LOADERS
 from .picture_text import ZImagePictureText
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
+from .style import ZImageStyle
 from .wildcards import ZImageWildcards
 
 NODES = (
@@ -24,6 +25,7 @@ NODES = (
     ZImageControl,
     ZImageTextEncode,
     ZImagePromptEnhancer,
+    ZImageStyle,
     ZImageWildcards,
     ZImageRegionalPrompt,
     ZImageLatent,

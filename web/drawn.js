@@ -1,7 +1,7 @@
 // Texts that nodes make are shown in a box on them after each run; nobody types there, and it is not sent.
 import { app } from "../../scripts/app.js";
 
-const BOXES = { ZImageWildcards: "drawn" };
+const BOXES = { ZImageWildcards: "drawn", ZImageStyle: "styled" };
 
 app.registerExtension({
   name: "ComfyUI-ZImage.Drawn",

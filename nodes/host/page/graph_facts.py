@@ -152,6 +152,8 @@ def _text_at(graph: dict, link: Link) -> str | None:
     if kind == "ZImagePromptEnhancer" and graph[end.node]["inputs"].get("locked") is not True:
         return None  # then the text is not in the graph, or is not what was used
     text = _value(graph, end.node, _SPEC["texts"][kind], "texts")
+    if kind == "ZImageStyle":
+        return text or None  # without its words where it has not run
     if kind == "ZImageWildcards" and not text:  # not run for this picture: the host compares the drawn texts
         compared = graph[end.node].get("is_changed")
         text = compared[0] if isinstance(compared, list) and len(compared) == 1 else None

@@ -1,0 +1,52 @@
+"""The style node's list can be searched, and shows the words of what is chosen before anything runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.host.server import PACK_ROOT
+
+STYLES = json.loads((PACK_ROOT / "zimage_core" / "prompt" / "styles.json").read_text(encoding="utf-8"))
+VALUES = """name => app.graph.nodes.find(node => node.type == "ZImageStyle")
+    .widgets.find(widget => widget.name == name).value"""
+SET_TEXT = """text => {
+    const node = app.graph.nodes.find(node => node.type == "ZImageStyle")
+    node.widgets.find(widget => widget.name == "text").value = text
+}"""
+ON_LIST = """() => {
+    const node = app.graph.nodes.find(node => node.type == "ZImageStyle")
+    const list = node.widgets.find(widget => widget.name == "style")
+    return app.canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + list.last_y + 10])
+}"""
+
+
+def choose(comfy, looked_for: str, name: str) -> None:
+    """Open the list, type, and click on what is found."""
+    if comfy.nodes_2:
+        comfy.page.locator(".lg-node [role=combobox], .lg-node .p-select").first.click()
+    else:
+        comfy.page.mouse.click(*comfy.page.evaluate(ON_LIST))
+    search = comfy.page.locator(
+        ".litecontextmenu input, input[role=searchbox], .p-select-filter, [role=dialog] input"
+    )
+    if search.count() or not comfy.nodes_2:
+        search.first.fill(looked_for)
+    comfy.page.get_by_text(name, exact=True).last.click()
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
+def test_styles_are_searched_and_their_words_shown(open_page, nodes_2):
+    comfy = open_page(nodes_2=nodes_2)
+    comfy.add_alone("ZImageStyle")
+    first = next(iter(STYLES))
+    assert comfy.page.evaluate(VALUES, "styled") == STYLES[first]["en"]
+    choose(comfy, "ink wash", "painting, ink wash")
+    assert comfy.page.evaluate(VALUES, "style") == "painting, ink wash"
+    assert comfy.page.evaluate(VALUES, "styled") == STYLES["painting, ink wash"]["en"]
+    comfy.page.evaluate(SET_TEXT, "\u4e00\u53ea\u72d0\u72f8")
+    choose(comfy, "comic", "illustration, comic")
+    assert comfy.page.evaluate(VALUES, "styled") == STYLES["illustration, comic"]["zh"]
+    sent = comfy.page.evaluate("async () => Object.values((await app.graphToPrompt()).output)[0].inputs")
+    assert sent["styled"] == "" and sent["style"] == "illustration, comic"
