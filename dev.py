@@ -55,7 +55,7 @@ CORE = "tests/core"  # tests of the library
 INSIDE = "tests/inside"  # tests that import ComfyUI's modules, so they run in a process of their own
 NO_TESTS = 5  # pytest's exit code when it found none
 LONG_NEEDS = ["long", "web"]  # the sets that `test --long` needs beside the plain one
-DEMO_WORKFLOW = "z_image_turbo_text_to_image"
+DEMO_WORKFLOW = "01 Text to image (nano demo)"
 
 
 class SetupFailed(RuntimeError):

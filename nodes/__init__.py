@@ -7,6 +7,7 @@ from .diversity import ZImageDiversity
 from .edit import ZImageEdit
 from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
+from .host.built_in import list_example_lora
 from .host.page.errors import bare_names
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
@@ -38,3 +39,4 @@ NODES = (
 )
 
 bare_names()
+list_example_lora()

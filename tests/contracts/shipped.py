@@ -34,5 +34,8 @@ def nodes(graph: dict) -> Iterator[dict]:
 
 
 def node_types() -> set[str]:
+    """Of the graphs that ship, and of those that they are made from."""
     types = {node["type"] for graph in ui_graphs().values() for node in nodes(graph)}
-    return types | {node["class_type"] for graph in api_graphs().values() for node in graph.values()}
+    types |= {node["class_type"] for graph in api_graphs().values() for node in graph.values()}
+    sources = _by_path(*PACK_ROOT.glob("templates/graphs/*.json"))
+    return types | {node["type"] for graph in sources.values() for node in graph["nodes"].values()}

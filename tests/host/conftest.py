@@ -27,9 +27,9 @@ def server(host_path, base):
 @pytest.fixture
 def turbo() -> dict:
     """The shipped text-to-image graph: nano, 128x128, 8 steps."""
-    return graphs.api_form("z_image_turbo_text_to_image")
+    return graphs.api_form("01 Text to image (nano demo)")
 
 
 @pytest.fixture
 def host_ksampler() -> dict:
-    return graphs.api_form("z_image_turbo_host_ksampler")
+    return graphs.api_form("16 KSampler of ComfyUI (nano demo)")

@@ -12,6 +12,7 @@ BLUEPRINT_NAMES = tuple(sorted(path.stem for path in BLUEPRINTS.glob("*.json")))
 SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = -10, -20  # the ids that stand for a subgraph's own sockets
 # Node types that exist only in the page.
 NOTES = {"Note", "MarkdownNote"}
+MUTED = 2  # the mode of a node that does not run
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -81,13 +82,14 @@ def widget_values(node: dict, contract: dict) -> dict:
 def to_api(workflow: dict, contracts: dict) -> dict:
     """UI form -> API form, by the contracts of /object_info.
 
-    Plain graphs: no subgraph, no muted node. Inside a subgraph, inputs that come from outside keep their
-    widgets' values.
+    Plain graphs: no subgraph. Muted nodes and their links are left out. Inside a subgraph, inputs that come
+    from outside keep their widgets' values.
     """
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] != SUBGRAPH_INPUT}
+    left_out = {SUBGRAPH_INPUT} | {node["id"] for node in workflow["nodes"] if node.get("mode") == MUTED}
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] not in left_out}
     graph = {}
     for node in workflow["nodes"]:
-        if node["type"] in NOTES:
+        if node["type"] in NOTES or node["id"] in left_out:
             continue
         inputs = widget_values(node, contracts[node["type"]])
         inputs.update({i["name"]: sources[i["link"]] for i in node["inputs"] if i.get("link") in sources})

@@ -26,7 +26,7 @@ def with_control(graph: dict, control: str, **inputs) -> dict:
 
 @pytest.fixture(scope="module")
 def turbo() -> dict:
-    return api_form("z_image_turbo_text_to_image")
+    return api_form("01 Text to image (nano demo)")
 
 
 @pytest.fixture(scope="module")

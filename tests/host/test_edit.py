@@ -52,7 +52,7 @@ def inputs(server, turbo_graph) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def turbo_graph() -> dict:
-    return graphs.api_form("z_image_turbo_text_to_image")
+    return graphs.api_form("01 Text to image (nano demo)")
 
 
 @pytest.fixture

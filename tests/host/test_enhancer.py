@@ -12,7 +12,7 @@ from tests.host.graphs import api_form, changed, node_of, ui_form
 from tests.host.pictures import explained, saved_images
 from tests.host.server import PACK_ROOT, Result
 
-WORKFLOW = "z_image_turbo_prompt_enhancer"
+WORKFLOW = "02 Prompt enhancer (nano demo)"
 NODE = "ZImagePromptEnhancer"
 LIVE = "zimage.text"
 

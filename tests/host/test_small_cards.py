@@ -13,11 +13,11 @@ STREAMING_PACK = "stream_on_cpu.py"
 
 @pytest.mark.parametrize("option", ["--lowvram", "--novram"])
 def test_streamed_weights_make_the_same_picture(server, host_path, base, tmp_path, monkeypatch, option):
-    turbo = api_form("z_image_turbo_text_to_image")
+    turbo = api_form("01 Text to image (nano demo)")
     lora = {"lora_name": "fused.safetensors", "strength_model": 0.7}
     on_file = changed(turbo, ZImageLoader__transformer="good.safetensors", ZImageLoader__weight_dtype="fp32")
     enhanced = changed(
-        api_form("z_image_turbo_prompt_enhancer"),
+        api_form("02 Prompt enhancer (nano demo)"),
         ZImagePromptEnhancer__max_tokens=24,
         ZImageTurboSampler__steps=2,
     )

@@ -3,23 +3,30 @@
 import itertools
 import json
 import os
+import shutil
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from templates.make import BUILT_IN, FILES, SUFFIXES
 from tests.host import graphs, weight_files
 from tests.host.graphs import changed, node_of
-from tests.host.pictures import difference, explained, picture, saved_images
+from tests.host.pictures import difference, explained, picture, pixels, saved_images
 from tests.host.server import PACK_NAME
 from tests.host.well_formed import check_downloads, check_links, check_no_overlap, check_nodes
 
 LARGEST_THUMBNAIL = 200_000  # bytes
 # Its loaders are ComfyUI's own, which cannot open the nano model: it asks for the full-size files.
-ACCELERATE = "z_image_turbo_accelerate"
+ACCELERATE = "17 Accelerate"
 ENHANCER = "ZImagePromptEnhancer"
-RUNNABLE = [name for name in graphs.NAMES if name != ACCELERATE]
+# Widgets that measure pixels, and how long a run takes.
+SIZES = {"size", "width", "height", "x", "y", "left", "top", "right", "bottom"}
+SIZES |= {"feathering", "scale_by", "steps"}
+DEMOS = [name for name in graphs.NAMES if name.endswith(SUFFIXES["nano"])]
+FULL = [name for name in graphs.NAMES if name not in DEMOS and name != ACCELERATE]
 
 
 def our_nodes(contracts: dict) -> set[str]:
@@ -27,7 +34,7 @@ def our_nodes(contracts: dict) -> set[str]:
 
 
 def test_there_are_workflows_and_each_has_both_forms():
-    assert set(graphs.NAMES) >= {"z_image_turbo_text_to_image", "z_image_turbo_host_ksampler"}
+    assert len(DEMOS) > 10 and len(FULL) > 10
     assert set(graphs.NAMES) == {path.stem for path in (graphs.WORKFLOWS / "api").glob("*.json")}
     ids = [graphs.ui_form(name)["id"] for name in graphs.NAMES]
     assert len(set(ids)) == len(ids)
@@ -65,7 +72,16 @@ def test_thumbnail(name):
         assert thumbnail.format == "JPEG" and min(thumbnail.size) >= 128
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+def test_no_two_thumbnails_are_alike():
+    small = {}
+    for name in graphs.NAMES:
+        with Image.open(graphs.WORKFLOWS / f"{name}.jpg") as thumbnail:
+            small[name] = pixels(thumbnail.resize((32, 32)))
+    for one, other in itertools.combinations(small, 2):
+        assert difference(small[one], small[other]) > 5, f"{one} and {other}"
+
+
+@pytest.mark.parametrize("name", DEMOS)
 def test_runs_as_it_stands_and_the_picture_carries_it(server, name):
     workflow = graphs.ui_form(name)
     result = server.run(graphs.api_form(name), workflow)
@@ -84,6 +100,44 @@ def test_runs_as_it_stands_and_the_picture_carries_it(server, name):
                 node["inputs"].update(text="", locked=False)
         assert carried == workflow
         assert prompt == graphs.api_form(name)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_lacks_nothing_but_its_files(server, name):
+    """Here nobody has them: what comes back is the name of the first one that a loader looks for."""
+    result = server.run(graphs.api_form(name))
+    assert len(result.errors) == 1
+    needed = graphs.models_needed(graphs.ui_form(name))
+    assert any(f"named {file!r}" in result.errors[0]["message"] for file in needed)
+
+
+@pytest.fixture(scope="module")
+def small_files_of_official_names(base):
+    """nano's parts where the full-size files belong, under their names; at the end they are taken away."""
+    parts = {"turbo": "transformer", "base": "transformer", "ae": "autoencoder", "control": "control"}
+    made = []
+    for file, part in parts.items():
+        made.append(base / "models" / FILES[file]["directory"] / FILES[file]["name"])
+        shutil.copy(weight_files.NANO / f"{part}.safetensors", made[-1])
+    yield
+    for path in made:
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_runs_on_files_of_the_official_names(server, small_files_of_official_names, name):
+    """All that it needs are the files; small ones here, so that sizes are nano's, too.
+
+    A loader takes no small text encoder from a file.
+    """
+    demo = graphs.api_form(name + SUFFIXES["nano"])
+    graph = graphs.api_form(name)
+    for key, node in graph.items():
+        if "text_encoder" in node["inputs"]:
+            node["inputs"]["text_encoder"] = BUILT_IN
+        for widget in SIZES & node["inputs"].keys():
+            node["inputs"][widget] = demo[key]["inputs"][widget]
+    assert saved_images(server, server.run(graph))
 
 
 def test_accelerate_runs_on_files_of_the_official_names(server, base):
@@ -120,7 +174,7 @@ def test_accelerate_runs_on_files_of_the_official_names(server, base):
 
 def test_the_control_turns_the_thing_round(server):
     """The edges are those of a mirrored picture. What the prompt alone draws faces the other way."""
-    graph = graphs.api_form("z_image_turbo_control")
+    graph = graphs.api_form("06 Control by edges (nano demo)")
     steered = picture(server, server.run(graph))
     alone = picture(server, server.run(changed(graph, ZImageControl__strength=0.0)))
     assert difference(steered[:, ::-1], alone) < 0.5 * difference(steered, alone)
@@ -132,7 +186,7 @@ def saturation(pixels: np.ndarray) -> float:
 
 
 def test_the_lora_takes_the_colour_out(server):
-    graph = graphs.api_form("z_image_turbo_lora")
+    graph = graphs.api_form("07 LoRA (nano demo)")
     with_lora = picture(server, server.run(graph))
     without = picture(server, server.run(changed(graph, LoraLoaderModelOnly__strength_model=0.0)))
     assert saturation(without) > 100
@@ -141,7 +195,7 @@ def test_the_lora_takes_the_colour_out(server):
 
 
 def test_image_to_image_changes_the_drawing_and_keeps_the_background(server):
-    graph = graphs.api_form("z_image_turbo_image_to_image")
+    graph = graphs.api_form("05 Image to image (nano demo)")
     changed_picture = picture(server, server.run(graph))
     shown = graph[node_of(graph, "PreviewImage")]["inputs"]["images"]
     first = picture(server, server.run(changed(graph, SaveImage__images=shown)))
@@ -150,7 +204,7 @@ def test_image_to_image_changes_the_drawing_and_keeps_the_background(server):
 
 
 def test_guidance_changes_the_picture(server):
-    graph = graphs.api_form("z_image_base_guidance")
+    graph = graphs.api_form("15 Base with guidance (nano demo)")
     guided = picture(server, server.run(graph))
     assert (
         difference(guided, picture(server, server.run(changed(graph, ZImageGuider__guidance_scale=0.0)))) > 1
@@ -158,14 +212,14 @@ def test_guidance_changes_the_picture(server):
 
 
 def test_a_batch_is_four_different_pictures(server):
-    images = saved_images(server, server.run(graphs.api_form("z_image_turbo_batch")))
+    images = saved_images(server, server.run(graphs.api_form("10 Batch (nano demo)")))
     assert len(images) == 4
     for first, second in itertools.combinations(images, 2):
         assert difference(*(np.asarray(image).astype(np.int16) for image in (first, second))) > 1
 
 
 def test_the_second_pass_is_larger(server):
-    graph = graphs.api_form("z_image_turbo_hires_fix")
+    graph = graphs.api_form("12 Draft and refine (nano demo)")
     side = graph[node_of(graph, "ZImageLatent")]["inputs"]["width"]
     assert picture(server, server.run(graph)).shape[:2] == (2 * side, 2 * side)
 
@@ -174,7 +228,7 @@ def test_the_second_pass_is_larger(server):
 def test_the_page_can_fetch_it(server, name):
     assert name in server.get_json("/workflow_templates")[PACK_NAME]
     for path in (f"{name}.json", f"{name}.jpg"):
-        served = server.get(f"/api/workflow_templates/{PACK_NAME}/{path}")
+        served = server.get(f"/api/workflow_templates/{PACK_NAME}/{quote(path)}")
         assert served == (graphs.WORKFLOWS / path).read_bytes()
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, randomise
-from tests.host.server import PACK_ROOT
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.conditions.control import ControlNet
 from zimage_core.config import ControlConfig, NanoConfig
@@ -41,7 +40,6 @@ LORA_RANK = 4
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 # ComfyUI's own loaders know Z-Image by this width and give it two refiners. Captions as wide as nano's.
 WIDE_TRANSFORMER = S3DiTConfig(n_layers=1, cap_feat_dim=NanoConfig().text_encoder.hidden_size)
-NANO_LORA = "nano_greyscale_lora.safetensors"
 
 
 def transformer() -> dict[str, Tensor]:
@@ -123,12 +121,6 @@ def wide_transformer() -> dict[str, Tensor]:
     return {name: filled(name, p.shape) for name, p in network.named_parameters()}
 
 
-def copy_nano_lora(models: Path) -> None:
-    """What the LoRA workflow's note asks for."""
-    (models / "loras").mkdir(parents=True, exist_ok=True)
-    shutil.copy(PACK_ROOT / "models" / "nano" / NANO_LORA, models / "loras")
-
-
 def write_places(models: Path) -> None:
     """The same transformer wherever people keep one, and beside it files that hold no Z-Image.
 
@@ -202,6 +194,5 @@ def write_all(models: Path) -> None:
     )
     shutil.copy(NANO / "autoencoder.safetensors", models / "vae" / "nano_copy.safetensors")
     (models / "vae" / "text.safetensors").write_text("not a model\n")
-    copy_nano_lora(models)
     write_controls(models)
     write_places(models)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from tests.host import graphs
 from tests.host.pictures import picture
 from tests.host.server import ComfyServer
 
-TEMPLATE = "z_image_turbo_text_to_image"
+TEMPLATE = "01 Text to image (nano demo)"
 
 
 def assert_first_picture(host: Path, pack: Path, *options: str) -> None:
@@ -18,7 +19,7 @@ def assert_first_picture(host: Path, pack: Path, *options: str) -> None:
         host, host, "--disable-api-nodes", *options, packs=(pack.name,), checkout=False
     ) as server:
         assert server.object_info("ZImageLoader"), f"the nodes are missing:\n{server.log_tail()}"
-        template = server.get_json(f"/api/workflow_templates/{pack.name}/{TEMPLATE}.json")
+        template = server.get_json(f"/api/workflow_templates/{pack.name}/{quote(TEMPLATE)}.json")
         made = picture(server, server.run(graphs.to_api(template, server.object_info()), template))
     assert made.shape == (128, 128, 3)
     assert made.std() > 10, "one colour is no picture"

@@ -19,7 +19,7 @@ LOOK_AT = """id => {
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
 def test_before_and_after(open_page, nodes_2):
-    workflow = graphs.ui_form("z_image_turbo_edit")
+    workflow = graphs.ui_form("03 Edit by instruction (nano demo)")
     graphs.set_widget(workflow, "ZImageEdit", 4, next(SEEDS))
     graphs.set_widget(workflow, "ZImageEdit", 5, "fixed")
     (save,), (edit,) = ids_of(workflow, "SaveImage"), ids_of(workflow, "ZImageEdit")

@@ -43,7 +43,7 @@ def boxes(comfy) -> list[str]:
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
 def test_the_text_grows_is_kept_and_can_be_locked(open_page, server, nodes_2):
-    workflow = graphs.ui_form("z_image_turbo_prompt_enhancer")
+    workflow = graphs.ui_form("02 Prompt enhancer (nano demo)")
     (enhancer,) = [node["id"] for node in workflow["nodes"] if node["type"] == NODE]
     comfy = open_page(nodes_2=nodes_2)
     comfy.load(workflow)

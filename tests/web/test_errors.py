@@ -76,7 +76,7 @@ FAILS_IN_A_SAMPLER = {
 
 
 def with_file(name: str) -> dict:
-    workflow = graphs.ui_form("z_image_turbo_text_to_image")
+    workflow = graphs.ui_form("01 Text to image (nano demo)")
     graphs.set_widget(workflow, "ZImageLoader", 0, name)
     return workflow
 
@@ -91,7 +91,7 @@ def sentence(server) -> str:
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
 @pytest.mark.parametrize("file", FILES)
 def test_error_then_a_good_run(open_page, file, nodes_2):
-    good = graphs.ui_form("z_image_turbo_text_to_image")
+    good = graphs.ui_form("01 Text to image (nano demo)")
     graphs.set_widget(good, "ZImageTurboSampler", 0, next(SEEDS))
     comfy = open_page(nodes_2=nodes_2)
     comfy.load(with_file(file))

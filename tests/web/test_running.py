@@ -30,7 +30,7 @@ def wait_for_picture(comfy, node_id: int) -> None:
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
 def test_progress_and_a_live_preview_are_seen(open_page, nodes_2):
-    workflow = graphs.ui_form("z_image_turbo_text_to_image")
+    workflow = graphs.ui_form("01 Text to image (nano demo)")
     graphs.set_widget(workflow, "ZImageTurboSampler", 0, next(SEEDS))
     graphs.set_widget(workflow, "ZImageTurboSampler", 2, 30)
     (sampler,), (save,) = ids_of(workflow, "ZImageTurboSampler"), ids_of(workflow, "SaveImage")

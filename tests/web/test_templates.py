@@ -43,14 +43,14 @@ def test_opens_from_the_template_browser(open_page, name):
 def test_a_missing_node_would_be_announced(open_page):
     """The alarm that the other test finds absent."""
     comfy = open_page()
-    workflow = graphs.ui_form("z_image_turbo_text_to_image")
+    workflow = graphs.ui_form("01 Text to image (nano demo)")
     workflow["nodes"][0]["type"] = "ZImageOfTheFuture"
     comfy.load(workflow)
     expect(comfy.what_went_wrong()).to_contain_text(comfy.frontend.missing_nodes)
 
 
 def test_a_dropped_picture_restores_its_graph(open_page, server):
-    workflow = graphs.ui_form("z_image_turbo_text_to_image")
+    workflow = graphs.ui_form("01 Text to image (nano demo)")
     graphs.set_widget(workflow, "ZImageTextEncode", 0, "a green pear")
     graphs.set_widget(workflow, "ZImageTurboSampler", 2, 2)
     result = server.run(graphs.to_api(workflow, server.object_info()), workflow)

@@ -18,7 +18,7 @@ PLAN = Plan(steps=700, lr=5e-3, warmup=20, cooldown=0.6, ema=0.97)
 BATCH = 32
 RANK = 4
 LAYERS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
-FILE_NAME = "nano_greyscale_lora.safetensors"
+FILE = "loras/nano_greyscale_lora.safetensors"  # in the folder of the built-in model
 PREFIX = "diffusion_model."  # of the names that the host's LoRA loaders take
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

@@ -242,7 +242,9 @@ class Training:
             lora.BATCH,
         )
         weights = lora.train(model, task, self.state / "lora.pt", device=self.device, workers=self.workers)
-        save_file(weights, self.out / lora.FILE_NAME, export.LABEL)
+        file = self.out / lora.FILE
+        file.parent.mkdir(exist_ok=True)
+        save_file(weights, file, export.LABEL)
 
     def run_control(self) -> None:
         """Write the control network that draws along edges beside the exported files."""
@@ -275,7 +277,7 @@ class Training:
             "vision": self.state / "vision.safetensors",
             "transformer": self.state / "transformer.safetensors",
             "writing": self.state / "writing.safetensors",
-            "lora": self.out / lora.FILE_NAME,
+            "lora": self.out / lora.FILE,
             "control": self.out / control.FILE_NAME,
         }
         return files.get(stage)

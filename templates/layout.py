@@ -1,0 +1,93 @@
+"""Where the nodes of a template lie: columns side by side, in each the nodes one below the other."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+TOP, LEFT = 120, 40  # pixels on the canvas
+TITLE = 30  # above a node's position
+BESIDE, BELOW = 50, 40  # between columns, and between a node and the title of the next
+NODE_WIDTH = 300
+HEIGHTS = {  # pixels, enough for what the node shows when it has run
+    "CLIPLoader": 104,
+    "CLIPTextEncode": 180,
+    "Canny": 82,
+    "FeatherMask": 130,
+    "GetImageSize": 66,
+    "ImageCompositeMasked": 150,
+    "ImageCrop": 130,
+    "ImageFlip": 58,
+    "ImageFromBatch": 82,
+    "ImagePadForOutpaint": 180,
+    "ImageScale": 150,
+    "ImageScaleBy": 82,
+    "KSampler": 270,
+    "LatentUpscaleBy": 82,
+    "LoadImage": 330,
+    "LoraLoaderModelOnly": 82,
+    "MaskComposite": 130,
+    "PreviewImage": 320,
+    "RandomNoise": 82,
+    "SamplerCustomAdvanced": 112,
+    "SaveImage": 380,
+    "SolidMask": 106,
+    "UNETLoader": 82,
+    "ZImageAccelerate": 90,
+    "ZImageControl": 230,
+    "ZImageControlLoader": 110,
+    "ZImageDiversity": 110,
+    "ZImageEdit": 980,
+    "ZImageGuider": 144,
+    "ZImageLatent": 215,
+    "ZImageLoader": 190,
+    "ZImageModelLoader": 140,
+    "ZImagePromptEnhancer": 800,
+    "ZImageRegionalPrompt": 130,
+    "ZImageSigmas": 104,
+    "ZImageTextEncode": 400,
+    "ZImageTextEncoderLoader": 110,
+    "ZImageTurboSampler": 230,
+    "ZImageVAELoader": 110,
+}
+OTHER_HEIGHT = 60  # of a node with at most one widget
+LINE, LETTER = 21, 7.4  # pixels of a note's text
+PAGE = (1480, 820)  # pixels of the canvas that nothing covers, in a window of 1600 x 1000
+CORNER = (80, 120)  # where they begin
+
+
+def placed(nodes: dict[str, dict], columns: list[dict]) -> None:
+    """Give each node its place and size. Raises ValueError for a node that no column has."""
+    x, left = LEFT, set(nodes)
+    for column in columns:
+        y, width = TOP, column.get("width", NODE_WIDTH)
+        for name in column["nodes"]:
+            if name not in nodes:
+                continue  # what the other variant has
+            height = height_of(nodes[name], width)
+            nodes[name]["pos"], nodes[name]["size"] = [x, y], [width, height]
+            y += height + BELOW + TITLE
+            left.discard(name)
+        x += width + BESIDE
+    if left:
+        raise ValueError(f"no column has {', '.join(sorted(left))}")
+
+
+def height_of(node: dict, width: int) -> int:
+    if node["type"] != "MarkdownNote":
+        return HEIGHTS.get(node["type"], OTHER_HEIGHT)
+    lines = 0.0
+    for line in node["widgets_values"][0].split("\n"):
+        shown = line.split("](")[0] + "".join(part.split(")", 1)[1] for part in line.split("](")[1:])
+        wide = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in shown)
+        lines += max(0.6, math.ceil(wide * LETTER / (width - 40)) * (1.5 if line.startswith("#") else 1))
+    return round(lines * LINE + 40)
+
+
+def view(nodes: list[dict]) -> dict:
+    """The page's scale and offset at which all nodes are to be seen."""
+    left, top = (min(node["pos"][axis] for node in nodes) for axis in (0, 1))
+    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in nodes) for axis in (0, 1))
+    scale = round(min(1.0, PAGE[0] / (right - left), PAGE[1] / (bottom - top + TITLE)), 3)
+    offset = [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top + TITLE)]
+    return {"scale": scale, "offset": offset}
