@@ -49,6 +49,7 @@ HEIGHTS = {  # pixels, enough for what the node shows when it has run
     "ZImageTextEncoderLoader": 110,
     "ZImageTurboSampler": 230,
     "ZImageVAELoader": 110,
+    "ZImageWildcards": 420,
 }
 OTHER_HEIGHT = 60  # of a node with at most one widget
 LINE, LETTER = 21, 7.4  # pixels of a note's text

@@ -10,7 +10,7 @@ from tests.host.inside import module_without_nodes
 
 graph_facts = module_without_nodes("nodes.host.page.graph_facts")
 facts_of, saved_prompts, LoraUse = graph_facts.facts_of, graph_facts.saved_prompts, graph_facts.LoraUse
-TURBO = "z_image_turbo_text_to_image"
+TURBO = "01 Text to image (nano demo)"
 NANO = "built-in: nano"
 
 
@@ -40,19 +40,19 @@ def test_the_first_template():
 
 def test_the_hosts_own_sampler():
     """Its empty negative is an encoding without a text: none is told."""
-    found = facts(api_form("z_image_turbo_host_ksampler"))
-    assert (found.prompt, found.negative) == ("a red apple on a white background", None)
+    found = facts(api_form("16 KSampler of ComfyUI (nano demo)"))
+    assert (found.prompt, found.negative) == ("a rocket on a black background", None)
     assert (found.sampler, found.scheduler, found.cfg, found.seed) == ("euler", "simple", 1.0, 7)
 
 
 def test_custom_sampling_with_a_guider():
-    found = facts(api_form("z_image_base_guidance"))
+    found = facts(api_form("15 Base with guidance (nano demo)"))
     assert (found.prompt, found.negative) == ("a fox on a yellow background", "a blue background")
     assert (found.sampler, found.steps, found.seed, found.cfg, found.model) == ("euler", 12, 7, 1.5, NANO)
 
 
 def test_loras_in_the_order_of_their_use_and_none_that_is_off():
-    graph = api_form("z_image_turbo_lora")
+    graph = api_form("07 LoRA (nano demo)")
     first = graph[node_of(graph, "LoraLoaderModelOnly")]
     second = {
         "class_type": "LoraLoader",
@@ -65,12 +65,12 @@ def test_loras_in_the_order_of_their_use_and_none_that_is_off():
 
 
 def test_the_last_sampler_made_the_picture():
-    graph = api_form("z_image_turbo_hires_fix")
+    graph = api_form("12 Draft and refine (nano demo)")
     assert (facts(graph).seed, facts(graph).denoise) == (8, 0.5)
 
 
 def test_each_picture_of_a_batch_of_prompts_has_its_own():
-    graph = api_form("z_image_turbo_prompts")
+    graph = api_form("09 Several prompts (nano demo)")
     lines = graph[node_of(graph, "ZImageTextEncode")]["inputs"]["text"].splitlines()
     assert [facts(graph, index).prompt for index in range(len(lines))] == lines
 
@@ -85,7 +85,7 @@ def test_values_of_nodes_that_hold_one():
 
 
 def test_the_enhancers_text_only_where_the_graph_has_it():
-    graph = api_form("z_image_turbo_prompt_enhancer")
+    graph = api_form("02 Prompt enhancer (nano demo)")
     assert facts(graph).prompt is None
     written = changed(
         graph, ZImagePromptEnhancer__text="a red apple, still life", ZImagePromptEnhancer__locked=True
@@ -156,7 +156,7 @@ def test_a_damaged_graph_says_nothing(graph):
 
 def test_prompts_of_saved_pictures_come_before_those_that_are_only_shown():
     """An edited picture does not have the prompt of the picture that was edited."""
-    graph = api_form("z_image_turbo_edit")
+    graph = api_form("03 Edit by instruction (nano demo)")
     assert saved_prompts(graph) == []
     graph[node_of(graph, "ZImageEdit")]["inputs"]["target_prompt"] = "an apple on a blue background"
     assert saved_prompts(graph) == ["an apple on a blue background"]

@@ -12,7 +12,7 @@ from tests.host.pictures import explained, saved_images
 from tests.host.server import Result
 
 graph_facts = module_without_nodes("nodes.host.page.graph_facts")
-TURBO = "z_image_turbo_text_to_image"
+TURBO = "01 Text to image (nano demo)"
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ ADD = """([type, before, name]) => {
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
 def test_the_drawn_text_is_shown_and_drawn_by_the_server(open_page, server, nodes_2):
     comfy = open_page(nodes_2=nodes_2)
-    comfy.load(graphs.ui_form("z_image_turbo_text_to_image"))
+    comfy.load(graphs.ui_form("01 Text to image (nano demo)"))
     comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'ZImageTextEncode')")
     node = comfy.page.evaluate(ADD, ["ZImageWildcards", "ZImageTextEncode", "text"])
     for name, value in {"text": TEXT, "seed": 1}.items():
