@@ -16,6 +16,8 @@ from tests.host.graphs import api_form, changed, node_of
 from tests.host.inside import module_without_nodes
 from tests.host.pictures import explained, saved_images
 
+EDIT = "03 Edit by instruction (nano demo)"
+
 png_text = module_without_nodes("nodes.host.page.png_text")
 graph_in, PngError = png_text.graph_in, png_text.PngError
 LIMIT = 8 << 20  # bytes of text, as the help page says
@@ -172,7 +174,7 @@ def test_a_typed_prompt_comes_back(server, turbo) -> None:
 
 
 def test_what_the_enhancer_wrote_comes_back(server) -> None:
-    graph = changed(api_form("z_image_turbo_prompt_enhancer"), ZImageTurboSampler__steps=1)
+    graph = changed(api_form("02 Prompt enhancer (nano demo)"), ZImageTurboSampler__steps=1)
     graph = changed(graph, ZImagePromptEnhancer__seed=71, ZImagePromptEnhancer__max_tokens=24)
     result = server.run(graph)
     text = result.outputs[node_of(graph, "ZImagePromptEnhancer")]["enhanced"][0]
@@ -181,7 +183,7 @@ def test_what_the_enhancer_wrote_comes_back(server) -> None:
 
 def test_an_edited_picture_shows_what_it_was_edited_to_and_is_drawn_again(server) -> None:
     """Another instruction in the picture's own graph changes nothing: its target is in it."""
-    graph = changed(api_form("z_image_turbo_edit"), ZImageEdit__steps=2, ZImageEdit__route="flowedit")
+    graph = changed(api_form(EDIT), ZImageEdit__steps=2, ZImageEdit__route="flowedit")
     result = server.run(graph)
     (image,) = saved_images(server, result)
     text, _ = read(server, kept(server, result, "edited.png"))
@@ -196,7 +198,7 @@ def test_it_feeds_the_edit_node(server, turbo) -> None:
         changed(turbo, ZImageTextEncode__text="a fox on a red background", ZImageTurboSampler__steps=1)
     )
     name = kept(server, result, "fox.png")
-    graph = changed(api_form("z_image_turbo_edit"), ZImageEdit__steps=1, ZImageEdit__route="flowedit")
+    graph = changed(api_form(EDIT), ZImageEdit__steps=1, ZImageEdit__route="flowedit")
     graph |= reading(name)
     graph[node_of(graph, "ZImageEdit")]["inputs"]["source_prompt"] = ["read", 0]
     result = server.run(graph)

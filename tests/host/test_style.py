@@ -78,7 +78,7 @@ def test_a_style_that_there_is_none_of(server):
 
 
 def test_pictures_carry_the_whole_text(server):
-    graph = api_form("z_image_turbo_text_to_image")
+    graph = api_form("01 Text to image (nano demo)")
     graph[node_of(graph, "ZImageTextEncode")]["inputs"]["text"] = ["s", 0]
     graph[node_of(graph, "ZImageTurboSampler")]["inputs"]["steps"] = 1
     graph["p"] = {"class_type": "PrimitiveString", "inputs": {"value": "a red apple"}}

@@ -21,7 +21,11 @@ from tests.host.well_formed import check_downloads, check_links, check_no_overla
 LARGEST_THUMBNAIL = 200_000  # bytes
 # Its loaders are ComfyUI's own, which cannot open the nano model: it asks for the full-size files.
 ACCELERATE = "17 Accelerate"
-ENHANCER, WILDCARDS = "ZImagePromptEnhancer", "ZImageWildcards"
+WRITES = {  # what nodes write into the graph that a picture carries, as it was before
+    "ZImagePromptEnhancer": {"text": "", "locked": False},
+    "ZImageWildcards": {"drawn": ""},
+    "ZImageStyle": {"styled": ""},
+}
 # Widgets that measure pixels, and how long a run takes.
 SIZES = {"size", "width", "height", "x", "y", "left", "top", "right", "bottom"}
 SIZES |= {"feathering", "scale_by", "steps"}
@@ -92,17 +96,13 @@ def test_runs_as_it_stands_and_the_picture_carries_it(server, name):
         darkest, brightest = image.convert("L").getextrema()
         assert darkest < brightest, "the picture is one flat colour"
         carried, prompt = (json.loads(image.info[key]) for key in ("workflow", "prompt"))
-        for node in carried["nodes"]:  # what an enhancer wrote or wildcards drew is carried too
-            if node["type"] == ENHANCER:
-                node["widgets_values"][1:3] = ["", False]
-            if node["type"] == WILDCARDS:
-                node["widgets_values"][3] = ""
+        for node in carried["nodes"]:
+            slots = graphs.widget_slots(server.object_info(node["type"])) if node["type"] in WRITES else []
+            for widget, before in WRITES.get(node["type"], {}).items():
+                node["widgets_values"][slots.index(widget)] = before
         for node in prompt.values():
             node.pop("is_changed", None)  # the host's own
-            if node["class_type"] == ENHANCER:
-                node["inputs"].update(text="", locked=False)
-            if node["class_type"] == WILDCARDS:
-                node["inputs"]["drawn"] = ""
+            node["inputs"].update(WRITES.get(node["class_type"], {}))
         assert carried == workflow
         assert prompt == graphs.api_form(name)
 
