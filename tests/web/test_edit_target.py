@@ -22,7 +22,7 @@ def settings() -> dict[str, object]:
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
 def test_the_target_is_shown_and_may_be_changed(open_page, server, nodes_2):
-    workflow = graphs.ui_form("z_image_turbo_edit")
+    workflow = graphs.ui_form("03 Edit by instruction (nano demo)")
     (edit,) = [node["id"] for node in workflow["nodes"] if node["type"] == "ZImageEdit"]
     comfy = open_page(nodes_2=nodes_2)
     comfy.load(workflow)
@@ -69,7 +69,7 @@ def test_the_target_is_shown_and_may_be_changed(open_page, server, nodes_2):
 def test_a_dropped_picture_brings_its_target_back(open_page, server):
     """And a change of its instruction writes another."""
     comfy = open_page()
-    workflow = graphs.ui_form("z_image_turbo_edit")
+    workflow = graphs.ui_form("03 Edit by instruction (nano demo)")
     (edit,) = [node["id"] for node in workflow["nodes"] if node["type"] == "ZImageEdit"]
     (save,) = [node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage"]
     comfy.load(workflow)
