@@ -15,6 +15,7 @@ from .part_loaders import PART_LOADERS
 from .picture_text import ZImagePictureText
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
+from .save_image import ZImageSaveImage
 from .style import ZImageStyle
 from .wildcards import ZImageWildcards
 
@@ -36,6 +37,7 @@ NODES = (
     ZImageEdit,
     ZImagePictureText,
     ZImageDiversity,
+    ZImageSaveImage,
 )
 
 bare_names()

@@ -35,6 +35,7 @@ def test_the_first_template():
         seed=7,
         denoise=1.0,
         model=NANO,
+        loader="ZImageLoader",
     )
 
 

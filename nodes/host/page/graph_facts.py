@@ -30,8 +30,7 @@ class Link(NamedTuple):
     output: int
 
 
-@dataclass(frozen=True)
-class LoraUse:
+class LoraUse(NamedTuple):
     """A LoRA file as the graph names it, and its strength on the model."""
 
     file: str
@@ -51,6 +50,7 @@ class GraphFacts:
     seed: int | None = None
     denoise: float | None = None
     model: str | None = None  # the file as the graph names it
+    loader: str | None = None  # the class of the node that names it
     loras: tuple[LoraUse, ...] = ()
 
 
@@ -94,7 +94,7 @@ def _sampling(graph: dict, node: str, index: int) -> dict[str, Any]:
         for fact in {"prompt", "negative"} & spec.keys():
             said[fact] = _encoded(graph, _link(graph, part, spec[fact]), index)
         if "model" in spec:
-            said["model"], said["loras"] = _model(graph, _link(graph, part, spec["model"]))
+            said |= _model(graph, _link(graph, part, spec["model"]))
     guidance = said.pop("guidance", None)
     if guidance is not None:
         said["cfg"] = guidance + 1
@@ -110,7 +110,8 @@ def _sampler_and_parts(graph: dict, node: str) -> Iterator[tuple[str, dict]]:
             yield link.node, _PARTS[_kind(graph, link.node)]
 
 
-def _model(graph: dict, link: Link | None) -> tuple[str | None, tuple[LoraUse, ...]]:
+def _model(graph: dict, link: Link | None) -> dict[str, Any]:
+    """model, loader and loras."""
     loras: list[LoraUse] = []
 
     def is_loader(kind: str) -> bool:
@@ -118,15 +119,17 @@ def _model(graph: dict, link: Link | None) -> tuple[str | None, tuple[LoraUse, .
 
     def note(node: str) -> None:
         if _kind(graph, node) in _SPEC["loras"]:
-            file = _value(graph, node, "lora_name", "texts")
+            file = _value(graph, node, "lora_name", "choices")
             strength = _value(graph, node, "strength_model", "numbers")
             if file is not None and strength:
                 loras.insert(0, LoraUse(file, strength))
 
-    loader = _way(graph, link, "model", is_loader, note)
-    if loader is None:
-        return None, tuple(loras)
-    return _value(graph, loader.node, _SPEC["models"][_kind(graph, loader.node)], "texts"), tuple(loras)
+    end = _way(graph, link, "model", is_loader, note)
+    if end is None:
+        return {"loras": tuple(loras)}
+    loader = _kind(graph, end.node)
+    file = _value(graph, end.node, _SPEC["models"][loader], "choices")
+    return {"model": file, "loader": loader, "loras": tuple(loras)}
 
 
 def _encoded(graph: dict, link: Link | None, index: int) -> str | None:
