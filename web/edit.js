@@ -1,9 +1,11 @@
 // The edit node shows the picture before and after, one over the other: drag across it, or use the arrow keys.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nodeAt } from "./node_at.js";
 
 const NODE = "ZImageEdit";
 const HEIGHT = 260; // pixels, at least
+const PREVIEW = "$$canvas-image-preview"; // the page's own widget
 
 function part(tag, style) {
   const element = document.createElement(tag);
@@ -67,8 +69,26 @@ function addComparison(node) {
   };
 }
 
+/** Takes the blurred picture of the run away, which the page leaves under the finished one. */
+function clearPreview(path, node) {
+  const page = document.querySelector("#vue-app")?.__vue_app__;
+  page?.config.globalProperties.$pinia?._s.get("nodeOutput")?.revokePreviewsByExecutionId?.(path);
+  node.imgs = undefined;
+  const preview = node.widgets.findIndex((widget) => widget.name === PREVIEW);
+  if (preview < 0) return;
+  node.widgets[preview].onRemove?.();
+  node.widgets.splice(preview, 1);
+}
+
 app.registerExtension({
   name: "ComfyUI-ZImage.Edit",
+  setup() {
+    api.addEventListener("executed", ({ detail }) => {
+      const path = detail.display_node ?? detail.node;
+      const node = nodeAt(path);
+      if (node?.comfyClass === NODE) clearPreview(path, node);
+    });
+  },
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const fill = addComparison(node);

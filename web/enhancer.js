@@ -1,22 +1,12 @@
 // The prompt enhancer's text: it grows on the node while it is written, stays there, and can be edited and locked.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nodeAt } from "./node_at.js";
 
 const TYPE = "ZImagePromptEnhancer";
 const LIVE_TEXT = "zimage.text";
 
 const widget = (node, name) => node?.widgets?.find((widget) => widget.name === name);
-
-/** The node at a path of ids such as "3:7": node 7 in the subgraph that node 3 is. */
-function nodeAt(path) {
-  let graph = app.rootGraph ?? app.graph;
-  let node;
-  for (const id of String(path).split(":")) {
-    node = graph?.getNodeById(Number(id));
-    graph = node?.subgraph;
-  }
-  return node;
-}
 
 function show(node, text) {
   const box = widget(node, "text");

@@ -14,6 +14,11 @@ export function translations() {
   return page?._context?.provides?.[page.__VUE_I18N_SYMBOL__]?.global;
 }
 
+/** A text of this extension's own, by its key in locales/.../main.json. */
+export function say(key) {
+  return translations()?.t(`zimage.${key}`) ?? key;
+}
+
 /** Resolves once `locale` is what the page shows, or when patience ends. */
 async function shown(i18n, locale) {
   const end = Date.now() + PATIENCE;
@@ -32,8 +37,8 @@ app.registerExtension({
     const present = i18n.getLocaleMessage(locale).nodeDefs ?? {};
     if (Object.keys(present).some((id) => id.startsWith(OURS))) return;
     const all = await (await api.fetchApi("/i18n")).json();
-    const { nodeDefs = {}, nodeCategories = {} } = all[locale] ?? {};
+    const { nodeDefs = {}, nodeCategories = {}, zimage = {} } = all[locale] ?? {};
     const ours = Object.entries(nodeDefs).filter(([id]) => id.startsWith(OURS));
-    i18n.mergeLocaleMessage(locale, { nodeDefs: Object.fromEntries(ours), nodeCategories });
+    i18n.mergeLocaleMessage(locale, { nodeDefs: Object.fromEntries(ours), nodeCategories, zimage });
   },
 });

@@ -70,15 +70,18 @@ FAILED = pytest.StashKey[bool]()
 
 @pytest.fixture
 def open_page(server, browser, screenshots, request):
-    """Opens the page as a person with these settings finds it; no script of ours may have failed there."""
+    """Opens the page as a person with these settings finds it; no script of ours may have failed there.
+
+    advanced: whether inputs that are folded away otherwise are always shown.
+    """
     contexts, pages = [], []
 
-    def open_page(locale: str = "en", nodes_2: bool = False) -> ComfyPage:
+    def open_page(locale: str = "en", nodes_2: bool = False, advanced: bool = True) -> ComfyPage:
         settings = {
             "Comfy.TutorialCompleted": True,  # otherwise the page begins with the template browser
             "Comfy.Locale": locale,
             "Comfy.VueNodes.Enabled": nodes_2,
-            "Comfy.Node.AlwaysShowAdvancedWidgets": True,
+            "Comfy.Node.AlwaysShowAdvancedWidgets": advanced,
         }
         status, _ = server.post("/settings", settings)
         assert status == 200

@@ -14,6 +14,7 @@ class Frontend:
     details: str
     toast: str  # says in short that a run failed, and of our nodes why
     missing_nodes: str  # what the details then say, as text
+    option_labels: bool  # whether Nodes 2.0 shows labels of options; a canvas always does
 
 
 # The oldest version with these properties -> the properties.
@@ -24,6 +25,7 @@ FRONTENDS = {
         "[role=dialog]",
         ".p-toast-message-error",
         "This workflow has missing nodes",
+        False,
     ),
     (1, 49): Frontend(
         "[data-testid=error-overlay], [role=dialog]",
@@ -31,6 +33,7 @@ FRONTENDS = {
         "[data-testid=properties-panel]",
         "[data-testid=error-overlay]",
         "Missing Node Packs",
+        True,
     ),
 }
 

@@ -37,6 +37,8 @@ def test_before_and_after(open_page, nodes_2):
         handle = pictures.nth(number).element_handle()
         comfy.page.wait_for_function("image => image.naturalWidth == 128", arg=handle)
     assert len({picture.get_attribute("src") for picture in pictures.all()}) == 2
+    unfinished = [address for address in comfy.pictures(edit) if address.startswith("blob:")]
+    assert unfinished == [], "the blurred picture of the run is still there"
 
     place = box.bounding_box()
     assert place["width"] > 100 and place["height"] > 100

@@ -19,5 +19,8 @@ def schema(**kwargs: Any) -> io.Schema:
 
 
 def advanced(kind: Any, name: str, **settings: Any) -> io.Input:
-    """An input that newer pages fold away; kind: io.Float and its like."""
-    return supported(kind.Input, name, advanced=True, **settings)
+    """An input that pages fold away; kind: io.Float and its like."""
+    made = supported(kind.Input, name, advanced=True, **settings)
+    if not hasattr(made, "advanced"):  # an older host hands on to the page what it does not know itself
+        made.extra_dict["advanced"] = True
+    return made
