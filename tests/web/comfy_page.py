@@ -115,7 +115,7 @@ class ComfyPage:
                 const node = LiteGraph.createNode(type)
                 app.graph.add(node)
                 node.setSize([500, node.size[1]])
-                app.canvas.ds.scale = 1
+                app.canvas.ds.scale = 0.75 // the highest node and the tools above it are on the page
                 app.canvas.centerOnNode(node)
                 // A click finds only nodes that have been drawn.
                 for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
