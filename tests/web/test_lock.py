@@ -16,7 +16,7 @@ def locked(open_page):
     """Opens a graph with a locked enhancer, whose seed the page changes; returns page and node id."""
 
     def locked(nodes_2: bool, locale: str = "en"):
-        workflow = graphs.ui_form("z_image_turbo_prompt_enhancer")
+        workflow = graphs.ui_form("02 Prompt enhancer (nano demo)")
         (node,) = [node for node in workflow["nodes"] if node["type"] == NODE]
         node["widgets_values"][:3] = [PROMPT, "a green tree", True]
         node["widgets_values"][node["widgets_values"].index("fixed")] = "randomize"

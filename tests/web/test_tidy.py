@@ -67,7 +67,7 @@ def test_the_prompt_gets_the_room(open_page):
 
 
 def test_values_of_hidden_inputs_are_loaded_and_sent(open_page):
-    workflow = graphs.ui_form("z_image_turbo_text_to_image")
+    workflow = graphs.ui_form("01 Text to image (nano demo)")
     graphs.set_widget(workflow, NODE, 2, 77)
     comfy = open_page(advanced=False)
     comfy.load(workflow)
