@@ -20,7 +20,7 @@ from tests.host.pictures import explained, pixels
 from tests.host.server import PACK_ROOT, ComfyServer, Result
 
 graph_facts = module_without_nodes("nodes.host.page.graph_facts")
-TURBO = "z_image_turbo_text_to_image"
+TURBO = "01 Text to image (nano demo)"
 USER_COMMENT, EXIF_PART = 0x9286, 0x8769
 FORMATS = {"png": ("PNG", "png"), "webp": ("WEBP", "webp"), "jpeg": ("JPEG", "jpg")}
 
@@ -116,20 +116,19 @@ def test_names_count_on_in_folders_and_none_leads_out(server):
 
 
 def test_each_picture_of_a_batch_of_prompts_has_its_own(server):
-    graph = saving(api_form("z_image_turbo_prompts"))
+    graph = saving(api_form("09 Several prompts (nano demo)"))
     lines = graph[node_of(graph, "ZImageTextEncode")]["inputs"]["text"].splitlines()
     told = [read(fields(opened(content)))[0] for content in files(server, server.run(graph))]
     assert told == lines
 
 
 def test_loras_and_a_negative(server):
-    shutil.copy(
-        PACK_ROOT / "models" / "nano" / "nano_greyscale_lora.safetensors", server.base / "models" / "loras"
-    )
-    (content,) = files(server, server.run(saving(api_form("z_image_turbo_lora"))))
+    (content,) = files(server, server.run(saving(api_form("07 LoRA (nano demo)"))))
     prompt, _, _ = read(fields(opened(content)))
     assert prompt == "a fox on a blue background <lora:nano_greyscale_lora:1>"
-    (content,) = files(server, server.run(saving(api_form("z_image_base_guidance"), format="webp")))
+    (content,) = files(
+        server, server.run(saving(api_form("15 Base with guidance (nano demo)"), format="webp"))
+    )
     prompt, negative, told = read(fields(opened(content)))
     assert (prompt, negative, told["CFG scale"]) == (
         "a fox on a yellow background",
@@ -162,7 +161,7 @@ def test_texts_that_nodes_wrote_also_when_only_the_sampler_runs_again(server):
 
 
 def test_the_enhancers_text_is_that_of_each_picture(server):
-    graph = saving(api_form("z_image_turbo_prompt_enhancer"))
+    graph = saving(api_form("02 Prompt enhancer (nano demo)"))
     enhancer = node_of(graph, "ZImagePromptEnhancer")
     graph[enhancer]["inputs"].update(seed=71, max_tokens=24)
     for seed in (1, 2):
@@ -191,10 +190,10 @@ def test_hashes_are_computed_beside_the_runs_and_kept(server):
     loras = server.base / "models" / "loras" / "folder"
     loras.mkdir(parents=True, exist_ok=True)
     file = shutil.copy(
-        PACK_ROOT / "models" / "nano" / "nano_greyscale_lora.safetensors", loras / "own.safetensors"
+        PACK_ROOT / "models" / "nano" / "loras" / "nano_greyscale_lora.safetensors", loras / "own.safetensors"
     )
     expected = hashlib.sha256(open(file, "rb").read()).hexdigest()[:10]
-    graph = saving(api_form("z_image_turbo_lora"), hashes=True)
+    graph = saving(api_form("07 LoRA (nano demo)"), hashes=True)
     graph[node_of(graph, "LoraLoaderModelOnly")]["inputs"]["lora_name"] = "folder/own.safetensors"
     for seed in range(100):
         graph[node_of(graph, "ZImageTurboSampler")]["inputs"]["seed"] = seed

@@ -28,7 +28,7 @@ PROMPT = """() => app.graph.nodes.find(node => node.type == "ZImageTextEncode")
 def test_pictures_are_shown_and_bring_their_graph_back(open_page, server, nodes_2):
     kind = "webp" if nodes_2 else "png"
     comfy = open_page(nodes_2=nodes_2)
-    comfy.load(graphs.ui_form("z_image_turbo_text_to_image"))
+    comfy.load(graphs.ui_form("01 Text to image (nano demo)"))
     comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'VAEDecode')")
     saver = comfy.page.evaluate(ADD_SAVER)
     comfy.page.evaluate(SET, [saver, "format", kind])
