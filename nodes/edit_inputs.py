@@ -138,7 +138,8 @@ def optional() -> list:
             tooltip="What the picture shall show. Empty: it is written from source_prompt and instruction, "
             "and shown here. Your own words are used as they stand. Omni weights do not read it.",
         ),
-        io.Combo.Input(
+        advanced(
+            io.Combo,
             "writer",
             options=[AUTO, PATTERNS],
             default=AUTO,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -50,7 +51,8 @@ def test_the_target_is_shown_and_may_be_changed(open_page, server, nodes_2):
     run()
     comfy.page.wait_for_function(IS, arg=[edit, GREEN])
 
-    kept = comfy.graph()  # as it is saved, and opened again later
+    # as it is saved, and opened again later
+    kept = json.loads(comfy.page.evaluate("JSON.stringify(app.graph.serialize())"))
     comfy.load(workflow)
     comfy.page.wait_for_function(IS, arg=[edit, ""])
     comfy.load(kept)
