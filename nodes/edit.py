@@ -116,7 +116,7 @@ class ZImageEdit(io.ComfyNode):
             "after": ui.PreviewImage(edited[:1]).values,
             "text": (report,),
         }
-        if prompts.source and not prompts.derived and prompts.kind != GIVEN:
+        if chosen.route != "omni" and not prompts.derived and prompts.kind != GIVEN:
             shown["target"] = made = (prompts.target, instruction, source_prompt)
             put_widgets(cls.hidden, WIDGETS, {"target_prompt": prompts.target}, {"zimage_target": made})
         return io.NodeOutput(latent, edited, report, ui=shown)

@@ -56,6 +56,8 @@ def prompts_of(instruction: str, source: str = "") -> Prompts:
             raise language.refusal("unread", instruction=instruction)
         return Prompts(source or None, instruction, None)
     fields = language.without_pronouns(fields, source, instruction)
+    if source and language.contradicts(kind, source, fields):
+        raise language.refusal("unread", instruction=instruction)
     if source and (changed := language.changed(kind, source, fields)):
         return Prompts(source, changed, kind)
     before, after = language.rules["joined" if source else "alone"][kind]
@@ -112,9 +114,9 @@ class Language:
         """
         if len(text) > LONGEST:
             return False
-        kinds = [*self.rules["commands"], *([self.rules["fragment"]] if with_source else [])]
+        kinds = [*self.rules["commands"], *(self.rules["fragments"] if with_source else ())]
         forms = (text, self._without_politeness(text))
-        return any(re.fullmatch(kind, form, FLAGS) for kind in kinds for form in forms)
+        return any(re.fullmatch(self.expanded(kind), form, FLAGS) for kind in kinds for form in forms)
 
     def refusal(self, why: str, **words: str) -> NotUnderstood:
         return NotUnderstood(self.rules["refusals"][why].format(**words))
@@ -158,6 +160,19 @@ class Language:
         if kind == "remove":
             return self._removed(text, self.bare(fields["old"]))
         return None
+
+    def contradicts(self, kind: str, text: str, fields: dict[str, str]) -> bool:
+        """Whether the new words would stand beside old ones that say something else.
+
+        So does a second place for what is there already, and a comparison with a look that is told.
+        """
+        if kind == "add":
+            moved = re.fullmatch(self.rules["moved"], fields["new"], FLAGS)
+            return bool(moved and re.search(self._noun(moved["thing"]), text, FLAGS))
+        if kind == "attribute" and re.fullmatch(self.rules["comparative"], fields["how"], FLAGS):
+            look = self.expanded(rf"(?:^|[\s,])(?!<determiner>)\w+\s+{self._noun(fields['what'])}")
+            return bool(re.search(look, text, FLAGS))
+        return False
 
     def _unnamed(self, what: str) -> None:
         raise self.refusal("unnamed", word=what)
