@@ -193,6 +193,12 @@ def test_an_edited_picture_shows_what_it_was_edited_to_and_is_drawn_again(server
     assert same.tobytes() == image.tobytes()
 
 
+def test_an_edit_by_a_description_shows_that(server) -> None:
+    given = {"instruction": "a lemon", "source_prompt": "", "route": "img2img", "steps": 1}
+    graph = changed(api_form(EDIT), **{f"ZImageEdit__{name}": value for name, value in given.items()})
+    assert read(server, kept(server, server.run(graph), "described.png"))[0] == "a lemon"
+
+
 def test_it_feeds_the_edit_node(server, turbo) -> None:
     result = server.run(
         changed(turbo, ZImageTextEncode__text="a fox on a red background", ZImageTurboSampler__steps=1)
