@@ -5,9 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..zimage_core.sampling.schedule import flow_sigmas
+from .host.page.run_notes import collected, with_notes
 from .host.page.schema import schema
 from .host.running.sampling import sample_euler
 from .sampling_inputs import seed, shift, steps
+
+NOTHING_SAMPLED = "denoise is 0: nothing is sampled, the latent comes back as it was."
 
 
 def grid_inputs() -> list:
@@ -66,8 +69,10 @@ class ZImageTurboSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         sigmas = flow_sigmas(steps, shift, denoise)
         if len(sigmas) == 0:
-            return io.NodeOutput(latent_image.copy())
-        return io.NodeOutput(sample_euler(model, conditioning, latent_image, seed, sigmas))
+            return with_notes([NOTHING_SAMPLED], latent_image.copy())
+        with collected() as notes:
+            latent = sample_euler(model, conditioning, latent_image, seed, sigmas)
+        return with_notes(notes, latent)
 
 
 class ZImageSigmas(io.ComfyNode):
@@ -90,4 +95,5 @@ class ZImageSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps: int, shift: float, denoise: float) -> io.NodeOutput:
-        return io.NodeOutput(flow_sigmas(steps, shift, denoise))
+        sigmas = flow_sigmas(steps, shift, denoise)
+        return with_notes([] if len(sigmas) else [NOTHING_SAMPLED], sigmas)

@@ -19,6 +19,7 @@ from ....zimage_core.config import S3DiTConfig
 from ....zimage_core.model.memo import StepMemo
 from ....zimage_core.weights import WeightsError, read_transformer
 from ..built_in import NANO, nano_settings
+from ..running.before_run import look_before_runs
 from ..running.conds import caption_conds
 from ..running.finite import check_results
 from ..running.references import CELLS, PATCH_AREA, reference_conds
@@ -156,6 +157,7 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     if wide:
         model.diffusion_model.load_state_dict(wide, strict=False, assign=True)
     check_results(patcher)
+    look_before_runs(patcher)
     return patcher
 
 

@@ -19,6 +19,7 @@ from comfy.patcher_extension import CallbacksMP
 
 from ....zimage_core.config import S3DiTConfig
 from ....zimage_core.model.memo import StepMemo
+from .before_run import look_before_runs
 from .conds import caption_conds
 from .finite import check_results
 from .replaced import InPlace
@@ -43,6 +44,7 @@ def accelerated(model: Any) -> tuple[Any, str]:
     clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow)
     _install(clone, network)
     check_results(clone)
+    look_before_runs(clone)
     return clone, f"Z-Image with {network.config.n_layers} layers, on the weights that were loaded already."
 
 

@@ -1,0 +1,68 @@
+"""Whether the LoRAs on a MODEL fit it: the host leaves out what does not, and says so in its log alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def lora_notes(patcher: Any) -> list[str]:
+    """A sentence for LoRAs of which nothing fits, and one for parts of other shapes than their weights."""
+    notes = []
+    if without_effect := sum(_added_nothing(before, after) for before, after in _steps(patcher)):
+        which = "A LoRA has" if without_effect == 1 else f"{without_effect} LoRAs have"
+        notes.append(f"{which} no effect: 0 of its keys fit this model. Use one that was made for Z-Image.")
+    shapes = list(_fits(patcher))
+    if not all(shapes):
+        notes.append(
+            f"LoRA: {sum(shapes)} of {len(shapes)} of its parts fit this model, the others are left out. Use "
+            "one that was made for this model."
+        )
+    return notes
+
+
+def _steps(patcher: Any) -> Iterator[tuple[Any, Any]]:
+    """(before, after) of each clone on the way from the loader; a node that changes a MODEL clones it."""
+    while (parent := getattr(patcher, "parent", None)) is not None:
+        yield parent, patcher
+        patcher = parent
+
+
+def _added_nothing(before: Any, after: Any) -> bool:
+    """Whether patches were put on without one that fits: the host then draws a new id, and no more."""
+    return before.patches_uuid != after.patches_uuid and _changes(before) == _changes(after)
+
+
+def _changes(patcher: Any) -> tuple:
+    """How much there is of all that has a part in that id."""
+    counted = (patcher.patches, patcher.hook_patches, getattr(patcher, "weight_wrapper_patches", {}))
+    return patcher.object_patches.keys(), *(sum(map(len, patches.values())) for patches in counted)
+
+
+def _fits(patcher: Any) -> Iterator[bool]:
+    """Of each patch of a weight, whether it has the weight's shape."""
+    if not patcher.patches:
+        return
+    weights = patcher.model.state_dict()
+    for key, patches in patcher.patches.items():
+        for _, patch, _, offset, _ in patches:
+            shape = list(weights[key].shape)
+            if offset is not None:
+                shape[offset[0]] = offset[2]
+            yield _has_shape(patch, torch.Size(shape))
+
+
+def _has_shape(patch: Any, shape: torch.Size) -> bool:
+    """Of LoRAs and differences; other kinds are taken as fitting."""
+    if getattr(patch, "name", None) == "lora":
+        up, down, _, middle, *rest = patch.weights
+        if middle is not None or any(isinstance(size, (list, tuple)) for size in rest):  # it brings a shape
+            return True
+        return up[0].numel() == len(down) and len(up) * down[0].numel() == shape.numel()
+    if isinstance(patch, tuple) and patch[0] == "diff":
+        value, *padded = patch[1]
+        return bool(padded) or not isinstance(value, Tensor) or value.shape == shape
+    return True
