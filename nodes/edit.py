@@ -9,6 +9,7 @@ from ..zimage_core.prompt.instruction import Prompts
 from ..zimage_core.sampling.edit_plan import AUTO, plan
 from .edit_inputs import PATTERNS, optional, required
 from .host.page.progress import show_text
+from .host.page.run_notes import collected
 from .host.page.saved_workflow import put_widgets
 from .host.page.schema import schema
 from .host.running.edit import Parts, Sampling, edit, has_omni_keys, soft_mask
@@ -110,7 +111,11 @@ class ZImageEdit(io.ComfyNode):
         )
         references = [more[name] for name in ("image_2", "image_3") if name in more]
         parts = Parts(model, clip, vae, references, vision)
-        latent, edited = edit(parts, image, soft, chosen, run)
+        with collected() as notes:
+            latent, edited = edit(parts, image, soft, chosen, run)
+        if notes:
+            report = "\n".join((report, *notes))
+            show_text(cls.hidden.unique_id, report)
         shown = {
             "before": ui.PreviewImage(image[:1]).values,
             "after": ui.PreviewImage(edited[:1]).values,

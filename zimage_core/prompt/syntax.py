@@ -9,8 +9,8 @@ EMBEDDING = re.compile(r"(?<!\S)embedding:([^\s<\[]+)")
 PARENTHESIS = re.compile(r"\\.|[()]", re.DOTALL)  # or something escaped, which is none
 WEIGHT = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 ELSEWHERE = (  # syntax of other programs -> what it is here
-    (r"<(?:lora|lyco|hypernet):[^<>\n]*>", "loads nothing here: it is read as text. Use a LoRA loader node"),
-    (r"(?<!\w)__[A-Za-z0-9_/-]{1,200}?__(?!\w)", "is read as text: wildcards are drawn before this node"),
+    (r"<(?:lora|lyco|hypernet):[^<>\n]*>", "loads nothing here: it is read as text. Use a LoRA loader"),
+    (r"(?<!\w)__[A-Za-z0-9_/-]{1,200}?__(?!\w)", "is read as text here: Z-Image Wildcards draws it"),
     (r"(?<!\w)BREAK(?!\w)", "divides nothing here: it is read as text"),
 )
 

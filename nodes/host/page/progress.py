@@ -8,6 +8,7 @@ import comfy.utils
 from server import PromptServer
 
 LIVE_TEXT = "zimage.text"  # the event that web/enhancer.js writes into its node
+NOTHING_TO_SAY = "zimage.nothing_to_say"  # the event by which web/notes.js takes a text of before away
 PAUSE = 0.1  # seconds between two of them
 
 
@@ -16,6 +17,13 @@ def show_text(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
+
+
+def take_text_away(node_id: str) -> None:
+    """What a run before wrote under a node; nothing happens where there is no page."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(NOTHING_TO_SAY, {"node": node_id}, server.client_id)
 
 
 class LiveText:

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
-from .progress import show_text
+from .progress import show_text, take_text_away
 
 _collected: ContextVar[list[str] | None] = ContextVar("zimage_run_notes", default=None)
 
@@ -27,20 +27,28 @@ def collected() -> Iterator[list[str]]:
 
 
 def tell(notes: Iterable[str]) -> None:
-    """Under whatever node runs now, and into the log."""
+    """For the node that collects them, else under whatever node runs now; and into the log."""
     notes = list(notes)
     for note in notes:
         logging.warning("Z-Image: %s", note)
-    collecting, running = _collected.get(), get_executing_context()
-    if collecting is not None:
+    collecting = _collected.get()
+    if collecting is None:
+        _show(notes)
+    else:
         collecting += [note for note in notes if note not in collecting]
-    elif notes and running is not None:
-        show_text(running.node_id, "\n".join(notes))
 
 
 def with_notes(notes: list[str], *results: object) -> io.NodeOutput:
     """The results of a node that says these under it, if any."""
-    text = "\n".join(notes)
-    if running := get_executing_context():
-        show_text(running.node_id, text)
-    return io.NodeOutput(*results, ui=ui.PreviewText(text) if notes else None)
+    _show(notes)
+    return io.NodeOutput(*results, ui=ui.PreviewText("\n".join(notes)) if notes else None)
+
+
+def _show(notes: list[str]) -> None:
+    running = get_executing_context()
+    if running is None:
+        return
+    if notes:
+        show_text(running.node_id, "\n".join(notes))
+    else:
+        take_text_away(running.node_id)
