@@ -1,0 +1,45 @@
+"""What nodes say under themselves is there to be read: the loader's line, a note on the size, and its end."""
+
+from __future__ import annotations
+
+from playwright.sync_api import expect
+
+from tests.host import graphs
+from tests.web.comfy_page import ComfyPage
+from tests.web.modes import in_languages_and_modes
+from tests.web.test_enhancer import SET
+
+PATIENCE = 60_000  # ms
+LOADED = "nano 30 MB + text 6 MB + VAE 8 MB: the demo model draws 127 things at 128x128"
+
+
+def run_at(comfy: ComfyPage, width: int, height: int) -> None:
+    """The size is set as by hand, and the Run button pressed."""
+    (latent,) = (node["id"] for node in comfy.graph()["nodes"] if node["type"] == "ZImageLatent")
+    for name, value in {"size": "custom", "width": width, "height": height}.items():
+        comfy.page.evaluate(SET, [latent, name, value])
+    comfy.run()
+
+
+@in_languages_and_modes
+def test_notes_are_read_under_their_nodes_and_go(open_page, locale: str, nodes_2: bool) -> None:
+    comfy = open_page(locale=locale, nodes_2=nodes_2)
+    comfy.load(graphs.ui_form("z_image_turbo_text_to_image"))
+    comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'ZImageLatent')")
+    run_at(comfy, 160, 96)
+    expect(comfy.page.get_by_text(LOADED).first).to_be_visible(timeout=PATIENCE)
+    note = comfy.page.get_by_text("nano draws 128x128 pixels only, the latent is 160x96").first
+    expect(note).to_be_visible(timeout=PATIENCE)
+    run_at(comfy, 128, 128)
+    expect(note).to_be_hidden(timeout=PATIENCE)
+    expect(comfy.page.get_by_text(LOADED).first).to_be_visible()
+
+
+@in_languages_and_modes
+def test_the_first_wrong_size_says_which_node_to_change(open_page, locale: str, nodes_2: bool) -> None:
+    comfy = open_page(locale=locale, nodes_2=nodes_2)
+    comfy.load(graphs.ui_form("z_image_turbo_text_to_image"))
+    comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'ZImageLatent')")
+    run_at(comfy, 1024, 1024)
+    sentence = "nano draws 128x128 pixels only, the latent is 1024x1024: choose 128x128 (nano) as size in Z-Image"
+    expect(comfy.page.get_by_text(sentence).first).to_be_visible(timeout=PATIENCE)
