@@ -94,10 +94,9 @@ class ZImageEdit(io.ComfyNode):
             write = None if writer == PATTERNS else target_writer(clip, cls.hidden.unique_id)
             prompts, who = edit_prompts(instruction, source, write)
         asked = prompts.target if prompts.kind == GIVEN else instruction
-        chosen = plan(route, asked, prompts, strength, omni, soft is not None, tuple(more))
+        black = mask is not None and soft is None
+        chosen = plan(route, asked, prompts, strength, omni, soft is not None, tuple(more), black)
         report = "\n".join(filter(None, (chosen.report(), who)))
-        if mask is not None and soft is None:
-            report += "\nThe mask is empty: nothing is painted on it."
         show_text(cls.hidden.unique_id, report)
         run = Sampling(
             seed=seed,
@@ -111,11 +110,9 @@ class ZImageEdit(io.ComfyNode):
         )
         references = [more[name] for name in ("image_2", "image_3") if name in more]
         parts = Parts(model, clip, vae, references, vision)
-        with collected() as notes:
+        with collected(report) as found:
             latent, edited = edit(parts, image, soft, chosen, run)
-        if notes:
-            report = "\n".join((report, *notes))
-            show_text(cls.hidden.unique_id, report)
+        report = found.text
         shown = {
             "before": ui.PreviewImage(image[:1]).values,
             "after": ui.PreviewImage(edited[:1]).values,

@@ -69,10 +69,10 @@ class ZImageTurboSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         sigmas = flow_sigmas(steps, shift, denoise)
         if len(sigmas) == 0:
-            return with_notes([NOTHING_SAMPLED], latent_image.copy())
-        with collected() as notes:
+            return with_notes(NOTHING_SAMPLED, latent_image.copy())
+        with collected() as found:
             latent = sample_euler(model, conditioning, latent_image, seed, sigmas)
-        return with_notes(notes, latent)
+        return with_notes(found.text, latent)
 
 
 class ZImageSigmas(io.ComfyNode):
@@ -96,4 +96,4 @@ class ZImageSigmas(io.ComfyNode):
     @classmethod
     def execute(cls, steps: int, shift: float, denoise: float) -> io.NodeOutput:
         sigmas = flow_sigmas(steps, shift, denoise)
-        return with_notes([] if len(sigmas) else [NOTHING_SAMPLED], sigmas)
+        return with_notes("" if len(sigmas) else NOTHING_SAMPLED, sigmas)

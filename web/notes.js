@@ -1,21 +1,45 @@
-// What a run had to say under a sampler goes when the next run has nothing to say.
+// The texts that nodes have under them: as high as they need to be, and gone when a run has nothing to say.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt } from "./node_at.js";
 
+const SHOWN = "zimage.text_shown";
 const NOTHING_TO_SAY = "zimage.nothing_to_say";
-const TEXT = "$$node-text-preview"; // the page's own name for the text that it shows under a node
+const TEXT = "$$node-text-preview"; // the page's own name for such a text
+const LETTER = 6; // pixels; a Chinese character is two letters wide
+const LINE = 16;
+const AROUND = { width: 48, height: 28 }; // pixels
+const MOST_LINES = 8; // longer texts are scrolled
+
+const place = (node) => node?.widgets?.findIndex((widget) => widget.name === TEXT) ?? -1;
+
+function lines(text, width) {
+  const letters = (line) => [...line].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1), 0);
+  const fit = Math.max(1, Math.floor((width - AROUND.width) / LETTER));
+  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(letters(line) / fit)), 0);
+}
+
+function fit(node) {
+  const widget = node?.widgets?.[place(node)];
+  if (!widget) return;
+  const height = Math.min(lines(String(widget.value), node.size[0]), MOST_LINES) * LINE + AROUND.height;
+  widget.options.getMinHeight = () => height;
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+function remove(node) {
+  const index = place(node);
+  if (index < 0) return;
+  node.widgets[index].onRemove?.();
+  node.widgets.splice(index, 1);
+  node.setDirtyCanvas?.(true, true);
+}
 
 app.registerExtension({
   name: "ComfyUI-ZImage.Notes",
   setup() {
-    api.addEventListener(NOTHING_TO_SAY, ({ detail }) => {
-      const node = nodeAt(detail.node);
-      const place = node?.widgets?.findIndex((widget) => widget.name === TEXT) ?? -1;
-      if (place < 0) return;
-      node.widgets[place].onRemove?.();
-      node.widgets.splice(place, 1);
-      node.setDirtyCanvas?.(true);
-    });
+    api.addEventListener(SHOWN, ({ detail }) => fit(nodeAt(detail.node)));
+    api.addEventListener(NOTHING_TO_SAY, ({ detail }) => remove(nodeAt(detail.node)));
   },
 });

@@ -7,7 +7,15 @@ import itertools
 import pytest
 
 from zimage_core.prompt.instruction import Prompts, prompts_of
-from zimage_core.sampling.edit_plan import HOW_TO_SAY, NO_MASK, NO_OMNI, NO_SOURCE, NoSuchRoute, plan
+from zimage_core.sampling.edit_plan import (
+    BLACK_MASK,
+    HOW_TO_SAY,
+    NO_MASK,
+    NO_OMNI,
+    NO_SOURCE,
+    NoSuchRoute,
+    plan,
+)
 
 STRENGTHS = {"omni": 1, "flowedit": 0.75, "inpaint": 1, "img2img": 0.6}  # as the help page has them
 KNOWN, UNKNOWN = "replace the fox with an apple", "an apple"
@@ -78,3 +86,17 @@ def test_a_description_is_only_wondered_at_where_nobody_chose() -> None:
 def test_an_empty_instruction_is_refused(instruction: str) -> None:
     with pytest.raises(NoSuchRoute, match="instruction is empty"):
         plan("auto", instruction, prompts_of("an apple"))
+
+
+def test_a_black_mask_is_told_from_a_missing_one():
+    words = prompts_of(KNOWN)
+    for route in ("auto", "inpaint"):
+        for unpainted in (False, True):
+            try:
+                said = plan(route, KNOWN, words, unpainted=unpainted).report()
+            except NoSuchRoute as error:
+                said = str(error)
+            assert (BLACK_MASK in said, NO_MASK in said) == (unpainted, not unpainted)
+            assert ("MaskEditor" in said) is unpainted
+    painted = plan("auto", "an apple", prompts_of("an apple"), mask=True).report()
+    assert BLACK_MASK not in painted and NO_MASK not in painted

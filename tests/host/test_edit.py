@@ -17,7 +17,7 @@ from tests.host.matrix import CAPTION
 from tests.host.pictures import difference, explained, picture, saved_images
 from tests.host.server import PACK_ROOT
 from zimage_core import S3DiTConfig
-from zimage_core.sampling.edit_plan import HOW_TO_SAY, NO_MASK, NO_OMNI, NO_SOURCE
+from zimage_core.sampling.edit_plan import BLACK_MASK, HOW_TO_SAY, NO_MASK, NO_OMNI, NO_SOURCE, PAINT
 
 FOX, SIDE = "a fox on a blue background", 128
 PLAIN = "edit_plain.safetensors"  # the nano model without what omni weights have more
@@ -127,7 +127,7 @@ def test_flowedit_changes_the_surroundings_and_keeps_the_thing(server, edit, inp
         ({"instruction": "an apple", "source_prompt": FOX}, "flowedit", [f"From: {FOX}\n", "To: an apple\n"]),
         ({"instruction": "an apple", "mask": "left.png"}, "inpaint", ["To: an apple\n", "a mask is given"]),
         ({"instruction": "an apple"}, "img2img", [NO_OMNI, NO_MASK, NO_SOURCE, HOW_TO_SAY]),
-        ({"instruction": "an apple", "mask": "nothing.png"}, "img2img", ["The mask is empty"]),
+        ({"instruction": "an apple", "mask": "nothing.png"}, "img2img", [BLACK_MASK, PAINT]),
         ({"instruction": "replace the fox with an apple", "route": "img2img"}, "img2img", ["it was chosen"]),
         (
             {"instruction": "an apple", "image_2": ["image", 0]},
@@ -344,6 +344,7 @@ def test_other_routes_run_on_omni_weights(server, omni):
     [
         ({"instruction": "an apple", "route": "flowedit"}, [NO_SOURCE, "source_prompt"]),
         ({"instruction": "an apple", "route": "inpaint"}, [NO_MASK]),
+        ({"instruction": "an apple", "route": "inpaint", "mask": "nothing.png"}, [BLACK_MASK, PAINT]),
         ({"instruction": "an apple", "route": "omni"}, [NO_OMNI]),
         ({"instruction": "  "}, ["instruction is empty"]),
     ],

@@ -51,9 +51,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str | None]]:
 def said(patcher, size: tuple[int, int] = (16, 16), **settings) -> list[str]:
     """What one step of the host's sampler on a latent of so many cells has to say."""
     (caption,) = prompts(patcher.get_model_object("diffusion_model").config.cap_feat_dim, 20)
-    with run_notes.collected() as notes:
+    with run_notes.collected() as found:
         sampled(patcher, caption, caption, **{"steps": 1, "noise": noise_of(size), **settings})
-    return notes
+    return found.notes
 
 
 def lora(keys: list[str], rank: int = RANK, width: int | None = None) -> dict[str, Tensor]:
@@ -97,10 +97,10 @@ def test_a_large_picture_that_is_only_changed_is_no_error(nano) -> None:
     """Half of the noise: nano changes what is there, at any size."""
     settings = {"sigmas": torch.tensor([0.5, 0.0]), "noise": noise_of((34, 8))}
     (caption,) = prompts(nano.model.diffusion_model.config.cap_feat_dim, 20)
-    with run_notes.collected() as notes:
+    with run_notes.collected() as found:
         latent = {"samples": torch.zeros(1, 16, 34, 8)}
         sampling.sample_euler(nano, caption, latent, SEED, settings["sigmas"])
-    assert len(notes) == 1 and "64x272" in notes[0]
+    assert len(found.notes) == 1 and "64x272" in found.text
 
 
 @pytest.mark.parametrize("size, words", [((48, 48), "384x384: for a better picture"), ((64, 64), None)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 
 from playwright.sync_api import ConsoleMessage, Error, Locator, Page
@@ -10,6 +11,7 @@ from playwright.sync_api import ConsoleMessage, Error, Locator, Page
 from tests.host.server import PACK_NAME
 from tests.web.frontend import frontend
 
+RUN = re.compile("^(Run|\u8fd0\u884c)$")  # in English and Chinese
 OURS = f"/extensions/{PACK_NAME}/"
 # Whether the view is where it was when this was last asked.
 AT_REST = """() => {
@@ -129,7 +131,7 @@ class ComfyPage:
         self.page.mouse.click(*place)
 
     def run(self) -> None:
-        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.page.get_by_role("button", name=RUN).first.click()
 
     def sidebar(self, name: str) -> None:
         """Open a tab of the side bar by the start of its English name."""

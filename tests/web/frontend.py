@@ -15,6 +15,7 @@ class Frontend:
     toast: str  # says in short that a run failed, and of our nodes why
     missing_nodes: str  # what the details then say, as text
     option_labels: bool  # whether Nodes 2.0 shows labels of options; a canvas always does
+    text_by_preview: bool  # Nodes 2.0 shows a text on a node that has a live preview too
 
 
 # The oldest version with these properties -> the properties.
@@ -25,7 +26,8 @@ FRONTENDS = {
         "[role=dialog]",
         ".p-toast-message-error",
         "This workflow has missing nodes",
-        False,
+        option_labels=False,
+        text_by_preview=False,
     ),
     (1, 49): Frontend(
         "[data-testid=error-overlay], [role=dialog]",
@@ -33,7 +35,8 @@ FRONTENDS = {
         "[data-testid=properties-panel]",
         "[data-testid=error-overlay]",
         "Missing Node Packs",
-        True,
+        option_labels=True,
+        text_by_preview=True,
     ),
 }
 

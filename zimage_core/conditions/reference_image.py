@@ -27,6 +27,7 @@ def prepare_reference(image: Tensor, limit: int = REFERENCE_AREA, area: int | No
     """
     image = image[..., :3].float().cpu()
     height, width = image.shape[1:3]
+    given = f"{width}x{height}"
     if height * width > limit:
         scale = ((area or limit) / (height * width)) ** 0.5
         height, width = int(height * scale), int(width * scale)
@@ -36,8 +37,10 @@ def prepare_reference(image: Tensor, limit: int = REFERENCE_AREA, area: int | No
             image = torch.from_numpy(np.asarray(small, np.float32) / 255)[None]
     rows, columns = (size // SIZE_MULTIPLE * SIZE_MULTIPLE for size in (height, width))
     if not rows or not columns:
+        made = "" if given == f"{width}x{height}" else f", which is made {width}x{height} for the model"
         raise ValueError(
-            f"a reference picture is {width}x{height} pixels, each side must have {SIZE_MULTIPLE} or more"
+            f"a reference picture is {given} pixels{made}: each side must have {SIZE_MULTIPLE} or more then. "
+            "Use a larger or less narrow picture."
         )
     top, left = (height - rows) // 2, (width - columns) // 2
     return ReferenceImage(image, image[:, top : top + rows, left : left + columns])

@@ -11,6 +11,8 @@ STRENGTHS = {"omni": 1.0, "flowedit": 0.75, "inpaint": 1.0, "img2img": 0.6}  # r
 
 NO_OMNI = "the weights have no omni keys (siglip_*)"
 NO_MASK = "no mask is given"
+BLACK_MASK = "the mask is black everywhere"
+PAINT = "Paint where to edit: right-click the picture in Load Image, Open in MaskEditor."
 NO_SOURCE = "the instruction does not tell what the picture shows now"
 EXAMPLES = "'replace the fox with an apple', 'make the background blue', 'add a hat' or 'remove the hat'"
 HOW_TO_SAY = f"Describe the picture in source_prompt, or write the instruction like {EXAMPLES}."
@@ -57,11 +59,13 @@ def plan(
     omni: bool = False,
     mask: bool = False,
     references: tuple[str, ...] = (),
+    unpainted: bool = False,
 ) -> Plan:
     """The way to edit that suits weights, mask and words.
 
     route: auto or one of STRENGTHS. strength: 0 is what suits the route. omni: the weights have those keys.
     mask: there is one and it is not empty. references: names of what only omni weights look at.
+    unpainted: a mask is given and it is black everywhere.
     Raises NoSuchRoute when a route is unknown or lacks what it needs.
     """
     if route not in (AUTO, *STRENGTHS):
@@ -70,13 +74,13 @@ def plan(
         raise NoSuchRoute("instruction is empty: say what to change, or what the picture shall show.")
     lacks = {
         "omni": None if omni else NO_OMNI,
-        "inpaint": None if mask else NO_MASK,
+        "inpaint": None if mask else BLACK_MASK if unpainted else NO_MASK,
         "flowedit": None if prompts.source else NO_SOURCE,
         "img2img": None,
     }
     if route != AUTO:
         if lacks[route]:
-            more = f" {HOW_TO_SAY}" if route == "flowedit" else ""
+            more = {NO_SOURCE: f" {HOW_TO_SAY}", BLACK_MASK: f" {PAINT}"}.get(lacks[route], "")
             raise NoSuchRoute(f"route {route} is not possible: {lacks[route]}.{more}")
         taken, why = route, "it was chosen"
     else:
@@ -89,7 +93,7 @@ def plan(
         }
         before = list(lacks.values())[: list(lacks).index(taken)]
         why = " and ".join(filter(None, (", ".join(before), has[taken])))
-    unused = []
+    unused = [f"Not used: the mask; it is black everywhere. {PAINT}"] if unpainted else []
     if taken == "omni":  # such weights read instructions themselves
         prompts = Prompts(None, instruction.strip(), None)
     else:

@@ -8,7 +8,8 @@ import comfy.utils
 from server import PromptServer
 
 LIVE_TEXT = "zimage.text"  # the event that web/enhancer.js writes into its node
-NOTHING_TO_SAY = "zimage.nothing_to_say"  # the event by which web/notes.js takes a text of before away
+# Events for web/notes.js: a text was written under a node, and a text of before is to go.
+SHOWN, NOTHING_TO_SAY = "zimage.text_shown", "zimage.nothing_to_say"
 PAUSE = 0.1  # seconds between two of them
 
 
@@ -17,6 +18,7 @@ def show_text(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
+        server.send_sync(SHOWN, {"node": node_id}, server.client_id)
 
 
 def take_text_away(node_id: str) -> None:

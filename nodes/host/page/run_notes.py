@@ -6,49 +6,61 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from .progress import show_text, take_text_away
 
-_collected: ContextVar[list[str] | None] = ContextVar("zimage_run_notes", default=None)
+
+@dataclass
+class Collected:
+    """The notes of the runs of one node; before: what stands above them."""
+
+    before: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(filter(None, (self.before, *self.notes)))
+
+
+_collected: ContextVar[Collected | None] = ContextVar("zimage_run_notes", default=None)
 
 
 @contextlib.contextmanager
-def collected() -> Iterator[list[str]]:
-    """The notes of all runs within, in order and without repeats."""
-    notes: list[str] = []
-    token = _collected.set(notes)
+def collected(before: str = "") -> Iterator[Collected]:
+    """All that runs within have to say, in order and without repeats; it is shown as it comes."""
+    found = Collected(before)
+    token = _collected.set(found)
     try:
-        yield notes
+        yield found
     finally:
         _collected.reset(token)
 
 
 def tell(notes: Iterable[str]) -> None:
-    """For the node that collects them, else under whatever node runs now; and into the log."""
-    notes = list(notes)
+    """Under the node that runs now, below what it said before; and into the log."""
+    found = _collected.get() or Collected()
     for note in notes:
         logging.warning("Z-Image: %s", note)
-    collecting = _collected.get()
-    if collecting is None:
-        _show(notes)
-    else:
-        collecting += [note for note in notes if note not in collecting]
+        if note not in found.notes:
+            found.notes.append(note)
+    _show(found.text)
 
 
-def with_notes(notes: list[str], *results: object) -> io.NodeOutput:
-    """The results of a node that says these under it, if any."""
-    _show(notes)
-    return io.NodeOutput(*results, ui=ui.PreviewText("\n".join(notes)) if notes else None)
+def with_notes(text: str, *results: object) -> io.NodeOutput:
+    """The results of a node that says this under it, if anything."""
+    _show(text)
+    return io.NodeOutput(*results, ui=ui.PreviewText(text) if text else None)
 
 
-def _show(notes: list[str]) -> None:
+def _show(text: str) -> None:
     running = get_executing_context()
     if running is None:
         return
-    if notes:
-        show_text(running.node_id, "\n".join(notes))
+    if text:
+        show_text(running.node_id, text)
     else:
         take_text_away(running.node_id)
