@@ -40,6 +40,7 @@ def test_pictures_are_shown_and_bring_their_graph_back(open_page, server, nodes_
         comfy.page.wait_for_timeout(200)
     assert any(entry["filename"] in address for address in comfy.pictures(saver))
     content = server.view(entry)
+    assert (b"parameters\0" in content) == (kind == "png")
     comfy.clear()
     comfy.drop(entry["filename"], KINDS[kind], content)
     comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'ZImageSaveImage')")
