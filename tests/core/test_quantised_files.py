@@ -249,7 +249,6 @@ NVFP4 = {
     "weight_scale": lambda w: torch.ones(w.shape[0], w.shape[1] // 16).to(E4M3),
     "weight_scale_2": lambda w: torch.tensor(1.0),
 }
-W4A8 = {"weight": lambda w: packed(w).view(torch.int8), "weight_s_rel": lambda w: w[:, ::16].to(E4M3)}
 
 
 def without_marker(tensors: dict[str, Callable[[Tensor], Tensor]]) -> Callable[[str, Tensor], dict]:
@@ -257,12 +256,7 @@ def without_marker(tensors: dict[str, Callable[[Tensor], Tensor]]) -> Callable[[
 
 
 OTHERS: dict[str, tuple[Callable[[str, Tensor], dict[str, Tensor]], str, str]] = {  # make, named as, way out
-    "int8_tensorwise": (with_marker("int8_tensorwise", **INT8), "'int8_tensorwise'", HOST_WAY),
-    "convrot_w4a4": (with_marker("convrot_w4a4", **INT8), "'convrot_w4a4'", HOST_WAY),
-    "asym_w4a8_int8": (with_marker("asym_w4a8_int8", **W4A8), "asym_w4a8_int8", HOST_WAY),
     "awq_w4a16": (with_marker("awq_w4a16", weight=packed), "'awq_w4a16'", HOST_WAY),
-    "mxfp8": (with_marker("mxfp8", **MXFP8), "'mxfp8'", HOST_WAY),
-    "nvfp4": (with_marker("nvfp4", **NVFP4), "nvfp4", HOST_WAY),
     "a format that nobody knows": (with_marker("int4_magic", weight=packed), "'int4_magic'", HOST_WAY),
     "int8, no marker": (without_marker(INT8), "in int8 with scales and without a marker", PLAIN_WAY),
     "int8, no scales": (
@@ -444,8 +438,8 @@ def test_quantised_embedders_hide_no_quantiser(state: dict[str, Tensor]) -> None
 
 def test_a_quantised_text_encoder_names_the_hosts_own_loader() -> None:
     state = randomise(Qwen3TextEncoder(SMALL_TE), 3).state_dict()
-    state["model.layers.0.mlp.up_proj.comfy_quant"] = mark('{"format": "int8_tensorwise"}')
-    with pytest.raises(WeightsError, match="'int8_tensorwise'.*Load CLIP, type lumina2"):
+    state["model.layers.0.mlp.up_proj.comfy_quant"] = mark('{"format": "awq_w4a16"}')
+    with pytest.raises(WeightsError, match="'awq_w4a16'.*Load CLIP, type lumina2"):
         load_text_encoder(state)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..model.autoencoder import AutoencoderKL
 from ..model.s3dit import S3DiT
 from ..model.text_encoder import Qwen3TextEncoder
 from ..model.vision import VisionEncoder
-from . import detect, keys, quantised
+from . import detect, keys, layouts, quantised
 from .errors import SHARD, WeightsError, incomplete, some
 from .files import RawFile, read_header, read_tensors
 from .quantisers import quantiser_of, refuse_quantisers, refuse_whole_numbers
@@ -38,7 +39,7 @@ SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 @dataclass
 class Checkpoint:
-    """One part of the model as it lies in a file: `tensors` under our names, `formats` of its fp8 layers.
+    """One part of the model as it lies in a file: `tensors` and `formats` under our names.
 
     preferences: which attention its blocks are to have in a newer ComfyUI, for the host to read.
     """
@@ -53,20 +54,27 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that holds most of the parameters that are not fp8; bfloat16 when all are."""
+        """The type of most parameters that are not quantised; bfloat16 when all are, and for GGUF."""
         sizes: Counter = Counter()
-        for key, value in self.tensors.items():
-            if (
-                value.dtype not in quantised.FP8.values()
-                and key.rpartition(".")[2] not in quantised.COMPANIONS
-            ):
+        for _, value in self._plain_weights():
+            if value.dtype not in layouts.FP8.values():
                 sizes[value.dtype] += value.numel()
-        return sizes.most_common(1)[0][0] if sizes else torch.bfloat16
+        if not sizes or all(spec["format"] == "gguf" for spec in self.formats.values()) and self.formats:
+            return torch.bfloat16  # GGUF keeps in float32 what it does not quantise, whatever it was
+        return sizes.most_common(1)[0][0]
+
+    def _plain_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for key, value in self.tensors.items():
+            layer, _, end = key.rpartition(".")
+            if end not in layouts.COMPANIONS and not (end == "weight" and layer in self.formats):
+                yield key, value
 
     @property
     def parameters(self) -> int:
-        companions = quantised.COMPANIONS
-        return sum(v.numel() for k, v in self.tensors.items() if k.rpartition(".")[2] not in companions)
+        shapes = (
+            layouts.shape_of(self.tensors[f"{layer}.weight"], spec) for layer, spec in self.formats.items()
+        )
+        return sum(map(math.prod, shapes)) + sum(value.numel() for _, value in self._plain_weights())
 
     @property
     def bytes(self) -> int:
@@ -91,7 +99,7 @@ class Checkpoint:
 
     @property
     def _matrix_dtypes(self) -> set[torch.dtype]:
-        return {tensor.dtype for tensor in self.tensors.values() if tensor.ndim == 2}
+        return {value.dtype for _, value in self._plain_weights() if value.ndim == 2}
 
     @property
     def summary(self) -> str:
@@ -99,18 +107,22 @@ class Checkpoint:
         millions = self.parameters / 1e6
         size = f"{millions / 1e3:.2f} B" if millions >= 1e3 else f"{millions:.1f} M"
         about = f", {self.config.summary}" if self.kind == "control" else ""
-        stored = {name: dtype for name, dtype in quantised.FP8.items() if dtype in self._matrix_dtypes}
-        formats = sorted({spec["format"] for spec in self.formats.values()} | stored.keys())
         layers = f"{len(self.formats)} layers" if self.formats else "matrices"
-        fp8 = f", {layers} in {' and '.join(formats)}" if formats else ""
-        return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{fp8}{about}"
+        stored = f", {layers} in {' and '.join(self.stored_as)}" if self.stored_as else ""
+        return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{stored}{about}"
+
+    @property
+    def stored_as(self) -> list[str]:
+        """The formats of what is not in a plain type; blocks of ggml by their own names."""
+        plain_fp8 = {name for name, dtype in layouts.FP8.items() if dtype in self._matrix_dtypes}
+        return sorted({spec.get("type", spec["format"]) for spec in self.formats.values()} | plain_fp8)
 
     def plain(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """State dict without quantisation; dtype None keeps each tensor's own, fp8 becoming bfloat16."""
         tensors = quantised.dequantise_all(self.tensors, self.formats, dtype or torch.bfloat16)
         fallback = torch.bfloat16
         return {
-            k: v.to(dtype or (fallback if v.dtype in quantised.FP8.values() else v.dtype))
+            k: v.to(dtype or (fallback if v.dtype in layouts.FP8.values() else v.dtype))
             for k, v in tensors.items()
         }
 
@@ -151,7 +163,7 @@ def read_control(source: Source, values: bool = True) -> Checkpoint:
         if found.routing == "layers":  # version 2.0 brings a refiner that it was trained without
             for key in [k for k in tensors if k.startswith("control_noise_refiner.")]:
                 part.formats.pop(key.removesuffix(".weight"), None)
-                del tensors[key]
+                del part.tensors[key]
         return found
 
     return _checkpoint(part, config, lambda config: ControlNet(config, device="meta"))
@@ -161,8 +173,8 @@ def read_text_encoder(source: Source, values: bool = True) -> Checkpoint:
     """Qwen3 of any size, with or without its output head, which is the embedding once more."""
     part = _part(source, "text_encoder", values)
     _scales(part)
-    part.tensors = keys.text_encoder_to_ours(part.tensors)
-    part.formats = {k if k.startswith("model.") else f"model.{k}": v for k, v in part.formats.items()}
+    part.tensors = {keys.text_encoder_to_ours(k): v for k, v in part.tensors.items()}
+    part.formats = {keys.text_encoder_to_ours(k): v for k, v in part.formats.items()}
 
     def network(config: Any, head: bool = "model.norm.weight" in part.tensors) -> nn.Module:
         return Qwen3TextEncoder(config, device="meta", language_model=head)
@@ -226,6 +238,10 @@ def _part(source: Source, kind: str, with_values: bool) -> _Part:
 def _scales(part: _Part) -> None:
     """What the file says about quantisation, brought to the one form."""
     name = part.file.name
+    if part.file.formats:
+        inside = {k: spec for k, spec in part.file.formats.items() if k.startswith(part.prefix)}
+        part.formats = {k.removeprefix(part.prefix): spec for k, spec in inside.items()}
+        return
     refuse_quantisers(name, part.kind, part.tensors)
     part.tensors, part.formats = quantised.normalise(
         name, part.kind, part.tensors, part.file.metadata, part.prefix, part.file.tensors
@@ -260,8 +276,15 @@ def _checkpoint(
     largest: makes one with all that a file may hold, where that is more than it must.
     """
     name, kind, tensors = part.file.name, part.kind, part.tensors
+    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
+    seen = dict(tensors)  # with matrices as large as what they stand for
+    for layer, spec in part.formats.items():
+        key = f"{layer}.weight"
+        shapes[key] = layouts.shape_of(tensors[key], spec)
+        if shapes[key] != tuple(tensors[key].shape):
+            seen[key] = torch.empty(shapes[key], device="meta")
     try:
-        config = detected(name, tensors)
+        config = detected(name, seen)
         expected = {k: tuple(v.shape) for k, v in network(config).state_dict().items()}
         known = set(largest(config).state_dict() if largest else expected)
     except WeightsError:
@@ -277,18 +300,14 @@ def _checkpoint(
             f"{name} lacks {len(missing)} of {len(expected)} tensors of the {LABELS[kind]}: {some(missing)}. "
             f"{incomplete(name)}"
         )
-    wrong = [
-        f"{k} {tuple(tensors[k].shape)}, expected {shape}"
-        for k, shape in expected.items()
-        if tuple(tensors[k].shape) != shape
-    ]
+    wrong = [f"{k} {shapes[k]}, expected {shape}" for k, shape in expected.items() if shapes[k] != shape]
     if wrong:
         raise WeightsError(
             f"{name} has {len(wrong)} tensors of the wrong shape: {some(wrong)}. It is "
             "damaged or of another model: choose another file."
         )
     formats = {layer: spec for layer, spec in part.formats.items() if f"{layer}.weight" in known}
-    scales = {f"{layer}.{companion}" for layer in formats for companion in quantised.COMPANIONS}
+    scales = {f"{layer}.{companion}" for layer in formats for companion in layouts.COMPANIONS}
     roots = {k.split(".")[0] for k in expected}
     if kind == "control":  # all that is left of the file is its own
         roots |= {k.split(".")[0] for k in tensors}
@@ -299,8 +318,9 @@ def _checkpoint(
             "them its weights would not be what the file means. Choose another file."
         )
     tensors = {k: v for k, v in tensors.items() if k in known or k in scales}
-    refuse_whole_numbers(name, tensors)
-    check_small(name, {k: v for k, v in tensors.items() if k in known})
+    weights = {k: v for k, v in tensors.items() if k in known and k.removesuffix(".weight") not in formats}
+    refuse_whole_numbers(name, weights)
+    check_small(name, weights)
     return Checkpoint(name, kind, config, tensors, formats, part.prefix, part.preferences)
 
 
@@ -359,7 +379,7 @@ def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
                 "parameters": part.parameters,
                 "dtype": str(part.dtype).removeprefix("torch."),
                 "quantised_layers": len(part.formats),
-                "formats": sorted({spec["format"] for spec in part.formats.values()}),
+                "formats": part.stored_as,
                 "config": part.config,
             }
             if values:

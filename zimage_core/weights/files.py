@@ -1,4 +1,4 @@
-"""safetensors files and sharded folders -> named tensors that stay mapped from disk until they are used."""
+"""Files and sharded folders -> named tensors that stay mapped from disk until they are used."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import WeightsError, some
+from .gguf_file import MAGIC, read_gguf
 from .impostors import AGAIN, refuse
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own reader
@@ -36,11 +37,12 @@ DTYPES = {
 
 @dataclass
 class RawFile:
-    """Tensors under the names the file uses, and its string metadata."""
+    """Tensors under the names the file uses, its string metadata, and the formats that its types tell."""
 
     name: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    formats: dict[str, dict] = field(default_factory=dict)
 
 
 def read_header(path: Path, name: str) -> dict:
@@ -68,8 +70,13 @@ def read_header(path: Path, name: str) -> dict:
     return header
 
 
+def is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
-    """A .safetensors file, or a folder holding one or a sharded set with its index.
+    """A .safetensors or GGUF file, or a folder holding one safetensors file or a sharded set with its index.
 
     Nothing is read but headers: tensors are mapped and paged in when they are first touched. Without
     `values` all but the small ones are on the meta device: shapes and types, whatever the file's size.
@@ -82,6 +89,9 @@ def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
     if not path.is_dir() and not path.is_file():
         raise WeightsError(f"{path} is no file and no folder: choose a .safetensors file.")
     raw = RawFile(path.name, {})
+    if path.is_file() and is_gguf(path):
+        raw.tensors, raw.formats, raw.metadata = read_gguf(path, path.name, values, SMALL)
+        return raw
     for part in shards(path) if path.is_dir() else [path]:
         name = part.name if part == path else f"{path.name}/{part.name}"
         header = read_header(part, name)

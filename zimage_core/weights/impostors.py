@@ -21,11 +21,6 @@ BEGINNINGS = (  # lower case, after white space -> what such a file is, and what
         "Download the file itself.",
     ),
     (
-        (b"gguf",),
-        "is a GGUF file. This loader reads .safetensors: use a GGUF loader with Z-Image Accelerate behind "
-        "it, or the bf16 or fp8 file of the same model.",
-    ),
-    (
         (b"pk\x03\x04", b"\x80\x02\x8a", b"\x80\x02}", b"\x80\x03}", b"\x80\x04\x95", b"\x80\x05\x95"),
         "is a torch pickle or a zip archive. Pickles (.ckpt, .pt, .bin) are never opened because they can "
         "run code: use the .safetensors file of the same model.",

@@ -39,11 +39,26 @@ TRANSFORMER = (
     Rename("{block}.norm_q", "{block}.q_norm"),
     Rename("{block}.norm_k", "{block}.k_norm"),
 )
+TEXT_ENCODER = (  # llama.cpp's names, as in GGUF files
+    Rename("token_embd", "model.embed_tokens"),
+    Rename("output_norm", "model.norm"),
+    Rename("blk.{n}.attn_norm", "model.layers.{n}.input_layernorm"),
+    Rename("blk.{n}.attn_q", "model.layers.{n}.self_attn.q_proj"),
+    Rename("blk.{n}.attn_k", "model.layers.{n}.self_attn.k_proj"),
+    Rename("blk.{n}.attn_v", "model.layers.{n}.self_attn.v_proj"),
+    Rename("blk.{n}.attn_output", "model.layers.{n}.self_attn.o_proj"),
+    Rename("blk.{n}.attn_q_norm", "model.layers.{n}.self_attn.q_norm"),
+    Rename("blk.{n}.attn_k_norm", "model.layers.{n}.self_attn.k_norm"),
+    Rename("blk.{n}.ffn_norm", "model.layers.{n}.post_attention_layernorm"),
+    Rename("blk.{n}.ffn_gate", "model.layers.{n}.mlp.gate_proj"),
+    Rename("blk.{n}.ffn_up", "model.layers.{n}.mlp.up_proj"),
+    Rename("blk.{n}.ffn_down", "model.layers.{n}.mlp.down_proj"),
+)
 FUSED = ("to_q", "to_k", "to_v")  # rows of attention.qkv, in this order
 PREFERENCE = ".comfy_attention.config"  # JSON in bytes: the attention that newer ComfyUIs use in a block
 LEFTOVERS = {  # what some files hold beside the weights, and nothing here needs
     "transformer": re.compile(rf"norm_final\.|.*{re.escape(PREFERENCE)}$"),
-    "text_encoder": re.compile(r"lm_head\.|model\.lm_head\.|.*\.rotary_emb\.inv_freq$"),
+    "text_encoder": re.compile(r"lm_head\.|model\.lm_head\.|.*\.rotary_emb\.inv_freq$|output\.|rope_freqs\."),
     "autoencoder": re.compile(r"loss\."),
     "vision": re.compile(r"head\."),
     "control": re.compile(r"(?!control_|scaled_fp8$)"),
@@ -59,7 +74,7 @@ PREFIXES = {
 CLAIMED = tuple({prefix for prefixes in PREFIXES.values() for prefix in prefixes if prefix})
 SIGNATURES = {  # a layer that only this kind of file has, in each dialect
     "transformer": ("cap_embedder.1.weight",),
-    "text_encoder": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "text_encoder": ("model.embed_tokens.weight", "embed_tokens.weight", "token_embd.weight"),
     "autoencoder": ("decoder.conv_in.weight",),
     "vision": ("embeddings.patch_embedding.weight",),
     "control": ("control_all_x_embedder.2-1.weight",),
@@ -85,6 +100,7 @@ AUTOENCODER = (
 )
 GROUPS = {
     "block": ATTENTION,
+    "n": r"(?P<n>\d+)",
     "d": r"(?P<d>\d+)",
     "u": r"(?P<u>\d+)",
     "r": r"(?P<r>\d+)",
@@ -181,10 +197,10 @@ def transformer_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     return out
 
 
-def text_encoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder under `model.`."""
-    inside = "model.embed_tokens.weight" in tensors
-    return {k if inside else f"model.{k}": v for k, v in tensors.items()}
+def text_encoder_to_ours(path: str) -> str:
+    """One tensor or layer of a Qwen3; the decoder is under `model.`."""
+    path = rename(path, TEXT_ENCODER)
+    return path if path.startswith("model.") else f"model.{path}"
 
 
 def autoencoder_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

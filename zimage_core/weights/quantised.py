@@ -1,7 +1,7 @@
-"""fp8 layouts in files -> one form: `<layer>.weight` in fp8, `<layer>.weight_scale`, and a format per layer.
+"""Quantised layers in files -> one form: `<layer>.weight` as stored, companions, and a format per layer.
 
-W = weight * weight_scale, whatever the file calls the scale, and whether or not a marker says so. Markers
-are ComfyUI's `<layer>.comfy_quant`, or the same in the file's metadata, and the older `scaled_fp8`.
+Whatever the file calls a scale, and whether or not a marker says so. Markers are ComfyUI's
+`<layer>.comfy_quant`, or the same in the file's metadata, and the older `scaled_fp8`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .errors import WeightsError, some
 from .keys import LEFTOVERS
-from .quantisers import FLOATS, FP8, refuse_format, refuse_layer
+from .layouts import COMPANIONS, FP8, LAYOUTS, SCALE, dequantise, parts_of
+from .quantisers import FLOATS, refuse_format, refuse_layer
 
 NAMES = {  # of a layer's scales in files -> ours. DeepSeek's "inv" is a factor of the weight like the others.
     "weight_scale": "weight_scale",
@@ -25,15 +26,13 @@ NAMES = {  # of a layer's scales in files -> ours. DeepSeek's "inv" is a factor 
     "input_scale": "input_scale",
     "scale_input": "input_scale",
 }
-COMPANIONS = ("weight_scale", "input_scale")
 METADATA = "_quantization_metadata"
-SHAPES = "one value, one per row, or one per block of rows and columns"
 LARGEST = 100.0  # of plain weights, by far; scaled fp8 goes up to 448 or 57344
-BLOCK = 128  # rows and columns to a scale where neither divides the weight (DeepSeek-V3, section 3.3)
 
 # Formats of ComfyUI and of converters for it; the scale's shape says what the ending says once more.
 FORMAT = re.compile(rf"({'|'.join(FP8)})(_tensorwise|_rowwise|_blockwise|_block3d)?")
-SPEC_KEYS = {"format", "full_precision_matrix_mult", "group_size", "block_size", "orig_shape", "orig_dtype"}
+HARMLESS = {"format", "block_size", "group_size", "orig_shape", "orig_dtype", "full_precision_matrix_mult"}
+SIZES = ("convrot_groupsize", "group_size")  # keys whose value is a number of columns
 
 FNUZ = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
@@ -55,32 +54,32 @@ def normalise(
 
     Raises WeightsError for a format that is not read here, and for scales that do not belong to the weights.
     """
-    out, specs = dict(tensors), dict(_specs(name, kind, tensors, metadata, prefix))
+    found = _specs(name, kind, tensors, metadata, prefix)
+    out, specs = dict(tensors), {layer: _checked(name, kind, layer, spec) for layer, spec in found}
     for key in [k for k in out if k.endswith(".comfy_quant")]:
         del out[key]
     full_precision = False
     for marker in (out.pop("scaled_fp8", None), (root or {}).get("scaled_fp8")):
         full_precision |= marker is not None and marker.nelement() == 2
-    for layer, spec in specs.items():
-        _check_spec(name, kind, layer, spec)
     _rename_scales(name, out)
 
     formats: Formats = {}
-    scaled = {k.removesuffix(".weight_scale") for k in out if k.endswith(".weight_scale")}
+    ends = tuple(f".{companion}" for companion in COMPANIONS - {"input_scale"})
+    scaled = {k.rpartition(".")[0] for k in out if k.endswith(ends)}
     for layer in sorted(scaled | specs.keys()):
-        weight, scale = out.get(f"{layer}.weight"), out.get(f"{layer}.weight_scale")
+        parts = parts_of(out, layer)
+        weight, scale = parts.get("weight"), parts.get("weight_scale")
         if weight is None:
             raise WeightsError(
                 f"{name} says how {layer}.weight is quantised and does not hold it: tensors were renamed or "
                 "left out. Download the file again or choose another."
             )
-        if weight.dtype in FLOATS and layer not in specs and not scale.is_meta and bool((scale == 1).all()):
+        plain = weight.dtype in FLOATS and layer not in specs and scale is not None and not scale.is_meta
+        if plain and bool((scale == 1).all()):
             del out[f"{layer}.weight_scale"]  # a scale that says nothing, as some converters write for all
             continue
-        if weight.dtype not in FP8.values():
-            refuse_layer(name, kind, layer, weight, scale, specs.get(layer))
-        _check_scale(name, kind, layer, weight, scale)
-        formats[layer] = _format(name, layer, weight, specs.get(layer), full_precision)
+        formats[layer] = _format(name, kind, layer, parts, specs.get(layer), full_precision)
+        _check_parts(name, kind, layer, parts, formats[layer])
     _check_complete(name, out, formats)
     if not formats:
         _check_unscaled(name, out)
@@ -129,16 +128,31 @@ def _specs(
         yield key.removesuffix(".comfy_quant"), spec
 
 
-def _check_spec(name: str, kind: str, layer: str, spec: dict) -> None:
+def _checked(name: str, kind: str, layer: str, spec: dict) -> dict:
+    """A marker's content with one name for each format, and its nested `params` beside the others."""
+    if isinstance(params := spec.get("params"), dict):
+        spec = {**params, **{key: value for key, value in spec.items() if key != "params"}}
     format_name = spec.get("format")
-    if not isinstance(format_name, str) or not FORMAT.fullmatch(format_name):
+    if not isinstance(format_name, str):
         refuse_format(name, kind, layer, format_name)
-    unknown = [key for key, value in spec.items() if key not in SPEC_KEYS and value]
+    if match := FORMAT.fullmatch(format_name):
+        format_name = match[1]
+    if format_name not in LAYOUTS or format_name == "gguf":
+        refuse_format(name, kind, layer, format_name)
+    known = HARMLESS.union(LAYOUTS[format_name].options)
+    unknown = [key for key, value in spec.items() if key not in known and value]
     if unknown:
         raise WeightsError(
             f"{name}: layer {layer} is {format_name} with {some(unknown)}, which is not known here, so its "
             "weights cannot be computed. Use the bf16 file of the same model."
         )
+    for key in SIZES:
+        if type(spec.get(key, 0)) is not int:
+            raise WeightsError(
+                f"{name}: layer {layer} is {format_name} with {key} {str(spec[key])[:60]!r}, expected a "
+                "number of columns. Download the file again or choose another."
+            )
+    return {**spec, "format": format_name}
 
 
 def _rename_scales(name: str, tensors: dict[str, Tensor]) -> None:
@@ -158,38 +172,58 @@ def _rename_scales(name: str, tensors: dict[str, Tensor]) -> None:
         tensors[ours] = tensors.pop(key)
 
 
-def _check_scale(name: str, kind: str, layer: str, weight: Tensor, scale: Tensor | None) -> None:
-    if scale is None:
-        raise WeightsError(
-            f"{name} says that {layer} is scaled {str(weight.dtype).removeprefix('torch.')} and holds no "
-            f"{layer}.weight_scale: it is incomplete. Download it again."
-        )
-    if scale.dtype not in FLOATS:
-        refuse_layer(name, kind, layer, weight, scale, None)
-    if _blocks(scale, weight) is None:
-        raise WeightsError(
-            f"{name}: {layer} has a weight of shape {tuple(weight.shape)} with scales of shape "
-            f"{tuple(scale.shape)}, expected {SHAPES}. Use the bf16 file of the same model."
-        )
-    wrong = scale.new_empty(0) if scale.is_meta else scale[~(torch.isfinite(scale) & (scale > 0))]
-    if wrong.numel():
-        raise WeightsError(
-            f"{name}: {layer}.weight_scale holds {float(wrong[0]):g}, expected finite numbers above 0: the "
-            "file is damaged or was converted wrongly. Download it again or choose another."
-        )
-
-
-def _format(name: str, layer: str, weight: Tensor, spec: dict | None, full_precision: bool) -> dict:
+def _format(
+    name: str, kind: str, layer: str, parts: dict[str, Tensor], spec: dict | None, full_precision: bool
+) -> dict:
+    """As ComfyUI's markers write it: the format, and those options that change what the layer is."""
+    weight, scale = parts["weight"], parts.get("weight_scale")
     stored = str(weight.dtype).removeprefix("torch.")
-    if spec is not None:
-        said = FORMAT.fullmatch(spec["format"])[1]
-        if said != stored:
+    if spec is None:
+        if weight.dtype not in FP8.values() or scale is None or scale.dtype not in FLOATS:
+            refuse_layer(name, kind, layer, weight, scale, None)
+        return {"format": stored} | ({"full_precision_matrix_mult": True} if full_precision else {})
+    layout = LAYOUTS[spec["format"]]
+    if weight.dtype not in layout.stored:
+        if weight.dtype in FP8.values() and spec["format"] in FP8:
             raise WeightsError(
-                f"{name}: layer {layer} is said to be {said} and is stored as {stored}: the file was "
-                "converted wrongly. Use another file of the same model."
+                f"{name}: layer {layer} is said to be {spec['format']} and is stored as {stored}: the file "
+                "was converted wrongly. Use another file of the same model."
             )
-        full_precision = bool(spec.get("full_precision_matrix_mult"))
-    return {"format": stored} | ({"full_precision_matrix_mult": True} if full_precision else {})
+        refuse_layer(name, kind, layer, weight, scale, spec)
+    chosen = {key: spec[key] for key in layout.options if spec.get(key)}
+    return {"format": spec["format"], **chosen}
+
+
+def _check_parts(name: str, kind: str, layer: str, parts: dict[str, Tensor], spec: dict) -> None:
+    layout = LAYOUTS[spec["format"]]
+    for companion in layout.needs:
+        if companion not in parts:
+            raise WeightsError(
+                f"{name} says that {layer} is scaled {spec['format']} and holds no {layer}.{companion}: "
+                "it is incomplete. Download it again."
+            )
+    others = parts.keys() - {"weight", "input_scale", *layout.needs, *layout.may_have}
+    if others:
+        raise WeightsError(
+            f"{name}: {layer} is {spec['format']} and has {some(sorted(others))}, which that format has not. "
+            "Use the bf16 file of the same model."
+        )
+    if spec["format"] in FP8 and parts["weight_scale"].dtype not in FLOATS:
+        refuse_layer(name, kind, layer, parts["weight"], parts["weight_scale"], None)
+    if problem := layout.problem(parts, spec):
+        raise WeightsError(
+            f"{name}: {layer} is {spec['format']} and has {problem}. Use the bf16 file of the same model."
+        )
+    for companion in layout.needs:
+        scale = parts[companion]
+        if scale.is_meta or scale.dtype not in FLOATS:
+            continue
+        wrong = scale[~(torch.isfinite(scale) & (scale > 0))]
+        if wrong.numel():
+            raise WeightsError(
+                f"{name}: {layer}.{companion} holds {float(wrong[0]):g}, expected finite numbers above 0: "
+                "the file is damaged or was converted wrongly. Download it again or choose another."
+            )
 
 
 def _check_complete(name: str, tensors: Mapping[str, Tensor], formats: Formats) -> None:
@@ -202,9 +236,10 @@ def _check_complete(name: str, tensors: Mapping[str, Tensor], formats: Formats) 
         and key.endswith(".weight")
         and key.removesuffix(".weight") not in formats
     ]
-    if formats and bare:
+    scaled = [layer for layer, spec in formats.items() if spec["format"] in FP8]
+    if scaled and bare:
         raise WeightsError(
-            f"{name} has scales for {len(formats)} fp8 layers and none for {len(bare)} others: {some(bare)}. "
+            f"{name} has scales for {len(scaled)} fp8 layers and none for {len(bare)} others: {some(bare)}. "
             "It is incomplete: download it again or choose another file."
         )
 
@@ -239,55 +274,12 @@ def _drop_input_scales(tensors: dict[str, Tensor], formats: Formats) -> None:
             del tensors[key]
 
 
-def _blocks(scale: Tensor, weight: Tensor) -> tuple[int, int] | None:
-    """Rows and columns of the weight to each value of its scale; None where the two do not fit.
-
-    Scales are of shape [], [1], [rows], [rows, 1], [blocks of rows, blocks of columns], or
-    [rows, blocks of columns, 1].
-    """
-    if weight.ndim == 0 or weight.numel() == 0 or scale.numel() == 0:
-        return None
-    rows, columns = weight.shape[0], weight.numel() // weight.shape[0]
-    if scale.numel() == 1:
-        return rows, columns
-    if scale.shape[0] == rows and scale.numel() == rows:
-        return 1, columns
-    if scale.ndim == 3 and scale.shape[0] == rows and scale.shape[2] == 1:
-        scale = scale[..., 0]
-    if scale.ndim != 2 or weight.ndim != 2:
-        return None
-    height, width = (_block(size, count) for size, count in zip(weight.shape, scale.shape, strict=True))
-    return (height, width) if height and width else None
-
-
-def _block(size: int, count: int) -> int | None:
-    """The size of the blocks when `count` of them cover `size`."""
-    if -(-size // BLOCK) == count:
-        return BLOCK
-    return size // count if size % count == 0 else None
-
-
-def dequantise(tensors: Mapping[str, Tensor], layer: str, dtype: torch.dtype) -> Tensor:
-    """The weight of one quantised layer in dtype; the product is taken in float32."""
-    weight, scale = tensors[f"{layer}.weight"], tensors[f"{layer}.weight_scale"].float()
-    height, width = _blocks(scale, weight)
-    rows = weight.shape[0]
-    matrix = weight.float().reshape(rows, -1)
-    if scale.numel() == 1:
-        factors = scale.reshape(1, 1)
-    else:
-        factors = scale.reshape(-(-rows // height), -1)
-        factors = factors.repeat_interleave(height, 0)[:rows]
-        factors = factors.repeat_interleave(width, 1)[:, : matrix.shape[1]]
-    return (matrix * factors).reshape(weight.shape).to(dtype)
-
-
 def dequantise_all(tensors: Mapping[str, Tensor], formats: Formats, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every quantised layer in dtype, companions gone."""
     gone = {f"{layer}.{companion}" for layer in formats for companion in COMPANIONS}
     out = {k: v for k, v in tensors.items() if k not in gone}
     for layer in formats:
-        out[f"{layer}.weight"] = dequantise(tensors, layer, dtype)
+        out[f"{layer}.weight"] = dequantise(tensors, layer, formats[layer], dtype)
     return out
 
 
@@ -308,7 +300,7 @@ def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tupl
         else:
             for layer in layers:
                 if layer in formats:
-                    tensors[f"{layer}.weight"] = dequantise(tensors, layer, torch.bfloat16)
+                    tensors[f"{layer}.weight"] = dequantise(tensors, layer, formats[layer], torch.bfloat16)
         for layer in layers:
             formats.pop(layer, None)
             for companion in COMPANIONS:
@@ -318,6 +310,8 @@ def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tupl
 def _one_scale(tensors: Mapping[str, Tensor], formats: Formats, layers: list[str]) -> bool:
     """Whether all of these layers are stored alike, with one and the same scale."""
     if any(layer not in formats or formats[layer] != formats[layers[0]] for layer in layers):
+        return False
+    if LAYOUTS[formats[layers[0]]["format"]].needs != SCALE:
         return False
     scales = [tensors[f"{layer}.weight_scale"] for layer in layers]
     return all(s.numel() == 1 and float(s) == float(scales[0]) for s in scales)

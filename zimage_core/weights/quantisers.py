@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from .errors import WeightsError, some
+from .layouts import FP8
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-FP8 = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-}
 READABLE = (*FLOATS, *FP8.values())
-READ = "bf16, fp16, fp32 and fp8 (e4m3fn, e5m2)"
+READ = "bf16, fp16, fp32, GGUF and ComfyUI's fp8, mxfp8, nvfp4, int8 and 4-bit formats"
 PLAIN = "Use the bf16 or fp8 file of the same model."
 HOST = {  # what a recent ComfyUI does with its own formats, by part
     "transformer": "Load it with ComfyUI's own Load Diffusion Model and put Z-Image Accelerate behind that, "
@@ -30,7 +27,6 @@ class Quantiser(NamedTuple):
 
     label: str
     endings: tuple[str, ...]
-    in_host: bool = False  # ComfyUI's own loader runs it, where its marker is there too
 
 
 QUANTISERS = (  # the first that fits
@@ -47,8 +43,6 @@ QUANTISERS = (  # the first that fits
     Quantiser("GPTQ, AWQ or AutoRound", (".qweight", ".qzeros", ".g_idx")),
     Quantiser("HQQ", (".W_q",)),
     Quantiser("MLX", (".biases",)),
-    Quantiser("ComfyUI, as asym_w4a8_int8", (".weight_s_rel", ".weight_s_channel"), True),
-    Quantiser("ComfyUI, as nvfp4", (".weight_scale_2",), True),
 )
 
 
@@ -64,11 +58,8 @@ def quantiser_of(keys: Iterable[str]) -> tuple[Quantiser, str] | None:
 
 def refuse_quantisers(name: str, kind: str, keys: Iterable[str]) -> None:
     """Raises WeightsError when a quantiser that is not run here wrote the file."""
-    keys = list(keys)
     if found := quantiser_of(keys):
-        quantiser, key = found
-        in_host = quantiser.in_host and any(key.endswith(".comfy_quant") for key in keys)
-        _refuse(name, kind, f"is quantised by {quantiser.label} (it has {key})", in_host)
+        _refuse(name, kind, f"is quantised by {found[0].label} (it has {found[1]})", in_host=False)
 
 
 def refuse_format(name: str, kind: str, layer: str, found: object) -> NoReturn:

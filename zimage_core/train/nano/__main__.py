@@ -1,6 +1,6 @@
 """Train the nano model, or one stage of it.
 
-  python -m zimage_core.train.nano --state DIR [--data DIR] [--out DIR] [stage]
+python -m zimage_core.train.nano --state DIR [--data DIR] [--out DIR] [stage]
 """
 
 from __future__ import annotations
