@@ -6,15 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+import comfy.quant_ops
 import comfy.sd
 import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.z_image
+import gguf
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.core.formats import KITCHEN, WIDE, by_kitchen, marker, write_gguf
 from tests.core.random_models import random_s3dit, relative
 from tests.core.test_quantised_files import marked, scaled
 from tests.core.test_weights import block_linears
@@ -29,6 +32,8 @@ EFFECT = 0.1  # a LoRA that changed less would prove nothing
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 STATE = random_s3dit(TRANSFORMER, SEED).state_dict()
 LAYERS = block_linears(STATE)
+WIDE_STATE = random_s3dit(WIDE, SEED).state_dict()
+WIDE_CAPTIONS = prompts(WIDE.cap_feat_dim, 40, 40)
 CAPTIONS = prompts(TRANSFORMER.cap_feat_dim, 40, 40)
 LORA = loras()[1]
 
@@ -49,10 +54,10 @@ def layouts() -> dict[str, Layout]:
     made = {}
     for dtype in (E4M3, E5M2, torch.float8_e4m3fnuz):
         name = str(dtype).removeprefix("torch.float8_")
-        for marker in ("none", "scaled_fp8", "comfy_quant", "metadata"):
+        for marking in ("none", "scaled_fp8", "comfy_quant", "metadata"):
             out, truth = scaled(STATE, "weight_scale", "[]", dtype, SEED)
-            tensors, metadata = marked(out, LAYERS, marker, f"float8_{name}")
-            made[f"{name}, {marker}"] = Layout(tensors, metadata, truth, dtype in (E4M3, E5M2))
+            tensors, metadata = marked(out, LAYERS, marking, f"float8_{name}")
+            made[f"{name}, {marking}"] = Layout(tensors, metadata, truth, dtype in (E4M3, E5M2))
         for shape in ("[rows, 1]", "blocks of 2 x 2"):
             out, truth = scaled(STATE, "scale_weight", shape, dtype, SEED)
             made[f"{name}, {shape}"] = Layout(out, {}, truth, False)
@@ -78,6 +83,10 @@ def file(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -
 def picture(patcher: ModelPatcher) -> Tensor:
     """One step from noise: the velocity by a known factor."""
     return sampled(patcher, *CAPTIONS, steps=1)
+
+
+def wide_picture(patcher: ModelPatcher) -> Tensor:
+    return sampled(patcher, *WIDE_CAPTIONS, steps=1)
 
 
 def share_in_fp8(patcher: ModelPatcher) -> float:
@@ -113,6 +122,43 @@ def test_every_type_and_layout(name: str, tmp_path: Path) -> None:
     before = picture(changed)
     assert relative(before, right) > EFFECT
     assert relative(picture(load_patcher(saved(changed, tmp_path / "lora.safetensors"))), before) <= SAME
+
+
+# How far a picture is from that of its weights: where the host computes in the format itself, it rounds the
+# layers' inputs to it as well.
+INPUTS = {"mxfp8": 0.06, "nvfp4": 0.25, "int8_tensorwise": 0.03, "convrot_w4a4": 0.25, "asym_w4a8_int8": 0.03}
+OWN_FORMATS = [name for name in KITCHEN if not name.startswith("float8")]
+
+
+@pytest.mark.parametrize("name", OWN_FORMATS)
+def test_comfyui_formats(name: str, tmp_path: Path) -> None:
+    """In the host's own tensors where it has them, else in bfloat16; saved and loaded again; with a LoRA."""
+    tensors, marks, truth = by_kitchen(WIDE_STATE, name)
+    tensors |= {f"{layer}.comfy_quant": marker(spec) for layer, spec in marks.items()}
+    float32 = file(tmp_path / "truth.safetensors", {k: v.float() for k, v in truth.items()})
+    right = wide_picture(load_patcher(float32, "fp32"))
+    path = file(tmp_path / "file.safetensors", tensors)
+    loaded = load_patcher(path)
+    format_name = name.split()[0].strip(",")
+    in_host = format_name in comfy.quant_ops.QUANT_ALGOS
+    kept = [loaded.model.diffusion_model.get_submodule(layer).weight for layer in marks]
+    assert all(isinstance(weight, comfy.quant_ops.QuantizedTensor) is in_host for weight in kept)
+    off = relative(wide_picture(loaded), right)
+    print(name, off)
+    assert off <= (INPUTS[format_name] if in_host else BF16)
+    again = load_patcher(saved(loaded, tmp_path / "again.safetensors"))
+    assert relative(wide_picture(again), wide_picture(loaded)) <= SAME
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "IQ4_XS"])
+def test_gguf(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.gguf"
+    truth = write_gguf(path, WIDE_STATE, gguf.GGMLQuantizationType[kind], "lumina2", SEED)
+    float32 = file(tmp_path / "truth.safetensors", {k: v.float() for k, v in truth.items()})
+    loaded = load_patcher(path)
+    assert relative(wide_picture(loaded), wide_picture(load_patcher(float32, "fp32"))) <= BF16
+    again = load_patcher(saved(loaded, tmp_path / "again.safetensors"))
+    assert relative(wide_picture(again), wide_picture(loaded)) <= SAME
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

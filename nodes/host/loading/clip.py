@@ -17,7 +17,7 @@ from comfy.supported_models_base import ClipTarget
 from ....zimage_core.config import Qwen3Config
 from ....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
 from ..built_in import NANO
-from .quantised import APART, fp8_layers, markers
+from .quantised import APART, host_layers, markers
 
 NANO_TOKENIZER = NANO / "tokenizer"
 
@@ -51,8 +51,8 @@ def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:
 
 
 def encoder_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A text encoder's state dict as the host's loader takes it, with what says which layers are fp8."""
-    state, formats = fp8_layers(checkpoint)
+    """A text encoder's state dict as the host's loader takes it, with what says how layers are stored."""
+    state, formats = host_layers(checkpoint)
     if formats and APART:
         return state | {"_quantization_metadata": json.dumps({"layers": formats})}
     return state | markers(formats)

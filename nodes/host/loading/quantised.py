@@ -1,4 +1,4 @@
-"""fp8 layers as the host at hand runs and saves them."""
+"""Quantised layers as the host at hand runs and saves them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ....zimage_core.weights import Checkpoint
+from ....zimage_core.weights.layouts import FP8, parts_of
 from ....zimage_core.weights.quantised import Formats, dequantise_all
 
 # 0.3.72 to 0.3.76 take the formats apart from the tensors, and have one name for all types of fp8
@@ -20,29 +21,42 @@ APART = "layer_quant_config" in vars(comfy.supported_models_base.BASE)
 ONE_NAME = "float8_e4m3fn"
 
 
-def fp8_layers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Formats]:
-    """The tensors, and the fp8 layers that this host runs as such. Those that it cannot are made bfloat16."""
+def host_layers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Formats]:
+    """The tensors, and the layers that this host runs as they are stored. Others are made bfloat16."""
     formats: Formats = {}
     for layer, spec in checkpoint.formats.items():
         name = ONE_NAME if APART and spec["format"] == "float8_e5m2" else spec["format"]
-        scale = checkpoint.tensors[f"{layer}.weight_scale"]
+        parts = parts_of(checkpoint.tensors, layer)
         linear = not layer.endswith("embed_tokens")  # the host's embeddings are not quantised
-        if linear and name in comfy.quant_ops.QUANT_ALGOS and scale.numel() == 1:
+        if linear and name in comfy.quant_ops.QUANT_ALGOS and _loads(name, parts):
             formats[layer] = {**spec, "format": name}
     others = {layer: spec for layer, spec in checkpoint.formats.items() if layer not in formats}
     if others:
-        logging.info("Z-Image: %d fp8 layers, which this ComfyUI cannot run, become bfloat16", len(others))
+        stored = {spec.get("type", spec["format"]) for spec in others.values()}
+        logging.info(
+            "Z-Image: %d layers in %s, which this ComfyUI cannot run, become bfloat16",
+            len(others),
+            " and ".join(sorted(stored)),
+        )
     state = dequantise_all(checkpoint.tensors, others, torch.bfloat16)
-    for layer in formats:
-        state[f"{layer}.weight_scale"] = state[f"{layer}.weight_scale"].float().reshape(())
+    for layer, spec in formats.items():
+        if spec["format"] in FP8:
+            state[f"{layer}.weight_scale"] = state[f"{layer}.weight_scale"].float().reshape(())
         if state[f"{layer}.weight"].dtype == torch.float8_e5m2:  # no card multiplies two of them
             state.pop(f"{layer}.input_scale", None)
     return state, formats
 
 
+def _loads(name: str, parts: dict[str, Tensor]) -> bool:
+    """Whether the host's loader takes all that a layer has."""
+    if name in FP8:
+        return parts["weight_scale"].numel() == 1
+    return "weight_correction" not in parts
+
+
 def quantised_state(config: Any, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], bool]:
     """A state dict for a network under `config`, and whether any of it is quantised; config is told so."""
-    state, formats = fp8_layers(checkpoint)
+    state, formats = host_layers(checkpoint)
     if formats and APART:
         config.layer_quant_config = formats
     elif formats:
