@@ -16,8 +16,8 @@ from tests.core.test_control_weights import as_published
 from tests.core.test_weights import SMALL_AE, SMALL_TE, prefixed, same
 from zimage_core import AutoencoderKL, Qwen3TextEncoder
 from zimage_core.weights import WeightsError, load_text_encoder, load_transformer
-from zimage_core.weights.checkpoint import parts_of
 from zimage_core.weights.keys import transformer_to_diffusers
+from zimage_core.weights.readers import parts_of
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 

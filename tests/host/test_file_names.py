@@ -8,7 +8,17 @@ from tests.host.graphs import changed
 from tests.host.pictures import explained
 
 FILE, FOLDER, DEEP = "sub/deep.safetensors", "Sharded/", "them/Deep/"
-PLACES = (FILE, "all_in_one.safetensors", FOLDER, "Plain/", DEEP, "them/Z-Image-Hub/")
+GGUF = "GGUF/z-image-Q4_K.gguf"
+PLACES = (
+    FILE,
+    GGUF,
+    "good_int8_convrot.safetensors",
+    "all_in_one.safetensors",
+    FOLDER,
+    "Plain/",
+    DEEP,
+    "them/Z-Image-Hub/",
+)
 
 
 def offered(server, widget: str) -> list[str]:
@@ -26,7 +36,7 @@ def test_every_place_is_offered(server) -> None:
         assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", [*PLACES, *(name.replace("/", "\\") for name in (FILE, FOLDER, DEEP))])
+@pytest.mark.parametrize("name", [*PLACES, *(name.replace("/", "\\") for name in (FILE, GGUF, FOLDER, DEEP))])
 def test_every_place_loads(server, turbo: dict, name: str) -> None:
     """By the names of graphs saved on Windows too, whose folders are separated by backslashes."""
     result = server.run(changed(turbo, ZImageLoader__transformer=name, ZImageTurboSampler__steps=1))

@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.core.formats import by_kitchen, marker, write_gguf
 from tests.core.random_models import random_s3dit, randomise
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.conditions.control import ControlNet
@@ -149,6 +151,9 @@ def write_places(models: Path) -> None:
     names = {k: f"model-0000{1 + (k > 'l')}-of-00002.safetensors" for k in theirs}
     for file in set(names.values()):
         files[shards / file] = {k: v for k, v in theirs.items() if names[k] == file}
+    ggufs = models / "diffusion_models" / "GGUF"
+    ggufs.mkdir(parents=True, exist_ok=True)
+    write_gguf(ggufs / "z-image-Q4_K.gguf", good, GGMLQuantizationType.Q4_K, "lumina2", seed=1)
     for path, tensors in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
@@ -164,6 +169,9 @@ def write_all(models: Path) -> None:
     save_file(good, folder / "good.safetensors")
     save_file({k: v.bfloat16() for k, v in good.items()}, folder / "good_bf16.safetensors")
 
+    int8, marks, _ = by_kitchen(good, "int8_tensorwise, rotated")
+    int8 |= {f"{layer}.comfy_quant": marker(spec) for layer, spec in marks.items()}
+    save_file(int8, folder / "good_int8_convrot.safetensors")
     scaled = fp8(good, "scale_weight", {}) | {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
     save_file(scaled, folder / "good_scaled_fp8.safetensors")
     mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)

@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.core.formats import KITCHEN, WIDE, by_kitchen, marker, write_gguf
+from tests.core.formats import KITCHEN, WIDE, block_matrices, by_kitchen, marker, write_gguf
 from tests.core.random_models import random_s3dit, relative
 from tests.core.test_quantised_files import marked, scaled
 from tests.core.test_weights import block_linears
@@ -89,6 +89,18 @@ def wide_picture(patcher: ModelPatcher) -> Tensor:
     return sampled(patcher, *WIDE_CAPTIONS, steps=1)
 
 
+def with_lora(patcher: ModelPatcher) -> ModelPatcher:
+    """A change of every matrix in the blocks, half as large as the matrix."""
+    generator, lora = torch.Generator().manual_seed(SEED), {}
+    for layer in block_matrices(WIDE_STATE):
+        rows, columns = WIDE_STATE[f"{layer}.weight"].shape
+        down, up = (torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator))
+        size = WIDE_STATE[f"{layer}.weight"].norm() / (up @ down).norm() / 2
+        lora |= {f"diffusion_model.{layer}.lora_down.weight": down * size}
+        lora |= {f"diffusion_model.{layer}.lora_up.weight": up}
+    return comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)[0]
+
+
 def share_in_fp8(patcher: ModelPatcher) -> float:
     """Of the blocks' matrices."""
     network = patcher.model.diffusion_model
@@ -126,7 +138,15 @@ def test_every_type_and_layout(name: str, tmp_path: Path) -> None:
 
 # How far a picture is from that of its weights: where the host computes in the format itself, it rounds the
 # layers' inputs to it as well.
-INPUTS = {"mxfp8": 0.06, "nvfp4": 0.25, "int8_tensorwise": 0.03, "convrot_w4a4": 0.25, "asym_w4a8_int8": 0.03}
+INPUTS = {"mxfp8": SAME, "nvfp4": SAME, "int8_tensorwise": 8e-3, "convrot_w4a4": 0.1, "asym_w4a8_int8": 6e-3}
+# The same with a LoRA, which is merged and stored in the format again.
+MERGED = {
+    "mxfp8": 0.04,
+    "nvfp4": 0.15,
+    "int8_tensorwise": 0.016,
+    "convrot_w4a4": 0.19,
+    "asym_w4a8_int8": 0.12,
+}
 OWN_FORMATS = [name for name in KITCHEN if not name.startswith("float8")]
 
 
@@ -143,11 +163,13 @@ def test_comfyui_formats(name: str, tmp_path: Path) -> None:
     in_host = format_name in comfy.quant_ops.QUANT_ALGOS
     kept = [loaded.model.diffusion_model.get_submodule(layer).weight for layer in marks]
     assert all(isinstance(weight, comfy.quant_ops.QuantizedTensor) is in_host for weight in kept)
-    off = relative(wide_picture(loaded), right)
-    print(name, off)
-    assert off <= (INPUTS[format_name] if in_host else BF16)
+    assert relative(wide_picture(loaded), right) <= (INPUTS[format_name] if in_host else BF16)
     again = load_patcher(saved(loaded, tmp_path / "again.safetensors"))
     assert relative(wide_picture(again), wide_picture(loaded)) <= SAME
+    changed, meant = (wide_picture(with_lora(load_patcher(*given))) for given in ((path,), (float32, "fp32")))
+    assert relative(meant, right) > EFFECT
+
+    assert relative(changed, meant) <= (MERGED[format_name] if in_host else BF16)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "IQ4_XS"])

@@ -1,16 +1,6 @@
 """Weights in the wild: any file, folder or dict that people have -> our modules."""
 
-from .checkpoint import (
-    READERS,
-    Checkpoint,
-    describe,
-    parts_of,
-    read_autoencoder,
-    read_control,
-    read_text_encoder,
-    read_transformer,
-    read_vision_encoder,
-)
+from .checkpoint import Checkpoint
 from .errors import WeightsError
 from .modules import (
     load_autoencoder,
@@ -18,6 +8,16 @@ from .modules import (
     load_text_encoder,
     load_transformer,
     load_vision_encoder,
+)
+from .readers import (
+    READERS,
+    describe,
+    parts_of,
+    read_autoencoder,
+    read_control,
+    read_text_encoder,
+    read_transformer,
+    read_vision_encoder,
 )
 
 __all__ = [

@@ -70,6 +70,13 @@ def read_header(path: Path, name: str) -> dict:
     return header
 
 
+def names_in(path: Path) -> list[str]:
+    """Of a file's tensors, by its header alone. Raises WeightsError when it is neither format."""
+    if is_gguf(path):
+        return list(read_gguf(path, path.name, False, 0)[0])
+    return [name for name in read_header(path, path.name) if name != "__metadata__"]
+
+
 def is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC

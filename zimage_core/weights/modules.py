@@ -12,7 +12,8 @@ from ..model.autoencoder import AutoencoderKL
 from ..model.s3dit import S3DiT
 from ..model.text_encoder import Qwen3TextEncoder
 from ..model.vision import VisionEncoder
-from .checkpoint import (
+from .errors import WeightsError
+from .readers import (
     Source,
     read_autoencoder,
     read_control,
@@ -20,7 +21,6 @@ from .checkpoint import (
     read_transformer,
     read_vision_encoder,
 )
-from .errors import WeightsError
 
 
 def _build(model: nn.Module, state: dict[str, Tensor], device: Any) -> nn.Module:

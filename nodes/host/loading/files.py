@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def _listed(kind: str) -> dict[str, str]:
     """{file name: the host's folder that it is in}"""
     found: dict[str, str] = {}
     for folder in FOLDERS[kind]:
-        for name in folder_paths.get_filename_list(folder):
+        for name in (*folder_paths.get_filename_list(folder), *_ggufs(folder)):
             found.setdefault(name, folder)
     if kind in IN_CHECKPOINTS:
         for name in folder_paths.get_filename_list(CHECKPOINTS):
@@ -69,6 +70,15 @@ def _listed(kind: str) -> dict[str, str]:
             if path and kind in _parts_of_checkpoint(path):
                 found.setdefault(name, CHECKPOINTS)
     return found
+
+
+def _ggufs(folder: str) -> Iterator[str]:
+    """The host lists files of certain endings, and .gguf is none of them."""
+    for root in folder_paths.get_folder_paths(folder):
+        for place, _, files in os.walk(root, followlinks=True):  # as the host does
+            for file in sorted(files):
+                if file.lower().endswith(".gguf"):
+                    yield os.path.relpath(os.path.join(place, file), root)
 
 
 def _parts_of_checkpoint(path: str) -> frozenset[str]:

@@ -11,6 +11,7 @@ import torch
 from ....zimage_core.weights import Checkpoint
 from ..built_in import NANO, vocabulary
 from .model import DTYPES
+from .quantised import kept_formats
 
 GB, MB = 10**9, 10**6
 NAMES = {"text_encoder": "text", "autoencoder": "VAE"}  # a transformer is called by its model
@@ -24,7 +25,12 @@ def gigabytes(count: int) -> str:
 def in_memory(checkpoint: Checkpoint, weight_dtype: str = "auto") -> int:
     """Bytes of its weights where they are kept in weight_dtype, one of DTYPES."""
     dtype = DTYPES.get(weight_dtype)
-    return checkpoint.bytes if dtype is None else checkpoint.parameters * dtype.itemsize
+    if dtype is not None:
+        return checkpoint.parameters * dtype.itemsize
+    kept = kept_formats(checkpoint)
+    others = [layer for layer in checkpoint.formats if layer not in kept]
+    wider = sum(checkpoint.bytes_in(layer, torch.bfloat16) - checkpoint.bytes_in(layer) for layer in others)
+    return checkpoint.bytes + wider
 
 
 def summary(parts: Mapping[str, tuple[Checkpoint, Path]], weight_dtype: str) -> str:
@@ -34,7 +40,7 @@ def summary(parts: Mapping[str, tuple[Checkpoint, Path]], weight_dtype: str) -> 
     built_in = path.parent == NANO
     model = "nano" if built_in else f"{_model_of(transformer)} {precision}"
     sizes = [f"{model} {gigabytes(in_memory(transformer, weight_dtype))}"]
-    sizes += [f"{NAMES[kind]} {gigabytes(parts[kind][0].bytes)}" for kind in NAMES]
+    sizes += [f"{NAMES[kind]} {gigabytes(in_memory(parts[kind][0]))}" for kind in NAMES]
     about = f": {about_nano()}" if built_in else ""
     return " + ".join(sizes) + about
 

@@ -21,23 +21,26 @@ APART = "layer_quant_config" in vars(comfy.supported_models_base.BASE)
 ONE_NAME = "float8_e4m3fn"
 
 
-def host_layers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Formats]:
-    """The tensors, and the layers that this host runs as they are stored. Others are made bfloat16."""
+def kept_formats(checkpoint: Checkpoint) -> Formats:
+    """The layers that this host runs as they are stored. Others become bfloat16."""
     formats: Formats = {}
     for layer, spec in checkpoint.formats.items():
         name = ONE_NAME if APART and spec["format"] == "float8_e5m2" else spec["format"]
-        parts = parts_of(checkpoint.tensors, layer)
         linear = not layer.endswith("embed_tokens")  # the host's embeddings are not quantised
-        if linear and name in comfy.quant_ops.QUANT_ALGOS and _loads(name, parts):
+        known = linear and name in comfy.quant_ops.QUANT_ALGOS
+        if known and _loads(name, parts_of(checkpoint.tensors, layer)):
             formats[layer] = {**spec, "format": name}
+    return formats
+
+
+def host_layers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Formats]:
+    """The tensors as this host takes them, and the layers that stay as they are stored."""
+    formats = kept_formats(checkpoint)
     others = {layer: spec for layer, spec in checkpoint.formats.items() if layer not in formats}
     if others:
-        stored = {spec.get("type", spec["format"]) for spec in others.values()}
-        logging.info(
-            "Z-Image: %d layers in %s, which this ComfyUI cannot run, become bfloat16",
-            len(others),
-            " and ".join(sorted(stored)),
-        )
+        stored = sorted({spec.get("type", spec["format"]) for spec in others.values()})
+        text = "Z-Image: %d layers in %s, which this ComfyUI cannot run, become bfloat16"
+        logging.info(text, len(others), " and ".join(stored))
     state = dequantise_all(checkpoint.tensors, others, torch.bfloat16)
     for layer, spec in formats.items():
         if spec["format"] in FP8:
