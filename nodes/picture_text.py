@@ -66,10 +66,11 @@ class ZImagePictureText(io.ComfyNode):
             text, report = "", str(error)
         else:
             text = prompts[0] if prompts else ""
-            report = f"The prompt of {path.name}."
+            report = f"The prompt of {path.name}:"
             if not prompts:
                 report = f"The graph in {path.name} has no prompt, or has it behind a node unknown here."
             elif len(prompts) > 1:
-                report = f"{path.name} was saved with {len(prompts)} prompts: this is the first."
-        show_text(cls.hidden.unique_id, report)
-        return io.NodeOutput(text, report, ui=ui.PreviewText("\n".join(filter(None, (text, report)))))
+                report = f"{path.name} was saved with {len(prompts)} prompts: this is the first:"
+        shown = "\n".join(filter(None, (report, text)))
+        show_text(cls.hidden.unique_id, shown)
+        return io.NodeOutput(text, report, ui=ui.PreviewText(shown))

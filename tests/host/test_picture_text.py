@@ -169,7 +169,7 @@ def test_a_typed_prompt_comes_back(server, turbo) -> None:
     )
     saved_images(server, result)
     name = kept(server, result, "folder/typed.png")
-    assert read(server, name) == ("a red \u72d0 on a hill", "The prompt of typed.png.")
+    assert read(server, name) == ("a red \u72d0 on a hill", "The prompt of typed.png:")
     assert read(server, f"{name} [input]")[0] == "a red \u72d0 on a hill"
 
 
