@@ -88,3 +88,13 @@ def test_what_the_host_does_not_run_again_is_put_again() -> None:
     another = chain(seed=2)
     put_again(as_seen_by("3", another))
     assert another == chain(seed=2)
+
+
+def test_properties_beside_the_widgets_are_kept_too() -> None:
+    """What the workflow has already stays; a later node that was not run again finds them as well."""
+    given = {"made_for": ["a"]}
+    put_widgets(as_seen_by("2", chain(seed=5)), WIDGETS, {"text": "new"}, given)
+    for properties, expected in (({"old": 1}, {"old": 1, **given}), (None, given)):
+        workflow = {"nodes": [{"id": 2, "widgets_values": ["a", "", False, 1], "properties": properties}]}
+        put_again(as_seen_by("3", chain(seed=5), workflow))
+        assert workflow["nodes"][0]["properties"] == expected
