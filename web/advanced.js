@@ -2,11 +2,10 @@
 //
 // Nodes 2.0 has a button of its own. Nothing of this is saved: a graph opens folded.
 import { app } from "../../scripts/app.js";
+import { compute, hideWhile } from "./hidden.js";
 import { say } from "./translations.js";
 
 const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of newer pages
-
-const NO_ROOM = () => [0, -4]; // an older page keeps room for what is hidden, and 4 pixels between widgets
 
 const linked = (node, widget) =>
   node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
@@ -17,18 +16,6 @@ function toggle(node) {
   node.showAdvanced = !node.showAdvanced;
   node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
   node.setDirtyCanvas(true, true);
-}
-
-/** Gives a widget a property that is computed each time. */
-function compute(widget, name, get) {
-  Object.defineProperty(widget, name, { configurable: true, enumerable: true, get, set() {} });
-}
-
-/** Hides a widget while hide() says so, without leaving its room empty. */
-function hideWhile(widget, hide) {
-  const { computeSize } = widget;
-  compute(widget, "hidden", hide); // for of what is only advanced a newer page keeps the room
-  compute(widget, "computeSize", () => (hide() ? NO_ROOM : computeSize));
 }
 
 function fold(node, widgets) {

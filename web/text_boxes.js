@@ -56,7 +56,7 @@ app.registerExtension({
       onDrawForeground?.apply(this, arguments);
       if (LiteGraph.vueNodesMode) return;
       limitNote(this);
-      if (!this.flags?.collapsed) drawLabels(this, context);
+      if (!this.flags?.collapsed && !app.canvas.low_quality) drawLabels(this, context);
     };
   },
 });

@@ -41,10 +41,13 @@ def test_width_and_height_follow_the_size(latent, nodes_2):
     assert (read["width"], read["height"]) == ([1344, False], [576, False])
     read = choose(comfy, node, width=640, size="128x128 (nano)")
     assert (read["width"], read["height"]) == ([128, True], [128, True])
+    read = choose(comfy, node, height=640)  # some pages let it be changed all the same
+    assert read["size"][0] == "custom" and (read["width"][0], read["height"][0]) == (128, 640)
 
 
-def test_the_frame_says_what_comes_out(latent):
-    comfy, node = latent()
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
+def test_the_frame_says_what_comes_out(latent, nodes_2):
+    comfy, node = latent(nodes_2=nodes_2)
     assert comfy.never_shown({"1024 x 1024"}) == set()
     choose(comfy, node, size="1344x576", swap=True)
     assert comfy.never_shown({"576 x 1344"}) == set()
