@@ -22,8 +22,10 @@ function lines(text, width) {
 function fit(node) {
   const widget = node?.widgets?.[place(node)];
   if (!widget) return;
-  const height = Math.min(lines(String(widget.value), node.size[0]), MOST_LINES) * LINE + AROUND.height;
-  widget.options.getMinHeight = () => height;
+  const all = lines(String(widget.value), node.size[0]);
+  const [least, most] = [Math.min(all, MOST_LINES), all].map((count) => count * LINE + AROUND.height);
+  widget.options.getMinHeight = () => least;
+  widget.options.getMaxHeight = () => most; // what room is left is for the prompt
   node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   node.setDirtyCanvas?.(true, true);
 }

@@ -5,9 +5,6 @@ const MAIN = { ZImagePromptEnhancer: "text" }; // where it is not the first one
 const MARGIN = 15; // pixels around a box; the label stands in it
 const MAIN_HEIGHT = 110; // pixels, at least
 const HEIGHT = 80; // of the others
-const NOTE = "$$node-text-preview"; // the page's own, for what a node says when it runs
-const NOTE_LINE = 16; // pixels
-const NOTE_HEIGHT = [40, 58]; // least and most that a note asks for; it takes more where there is room
 
 const boxes = (node) => node.widgets?.filter((widget) => widget.type === "customtext") ?? [];
 
@@ -19,19 +16,6 @@ function arrange(node) {
     box.options.getMinHeight = () => (box === main ? MAIN_HEIGHT : HEIGHT);
     if (box !== main) box.options.getMaxHeight = () => HEIGHT;
   }
-}
-
-/** A note is as high as its lines, so that it takes no room from the text box. */
-function limitNote(node) {
-  const note = node.widgets?.find((widget) => widget.name === NOTE);
-  if (!note?.options || note.options.getMaxHeight) return;
-  const height = () => {
-    const wide = Math.max(node.size[0] / 7, 20); // letters in a line, about
-    const lines = String(note.value ?? "").split("\n");
-    return 26 + NOTE_LINE * lines.reduce((sum, line) => sum + Math.max(Math.ceil(line.length / wide), 1), 0);
-  };
-  note.options.getMinHeight = () => Math.min(Math.max(height(), NOTE_HEIGHT[0]), NOTE_HEIGHT[1]);
-  note.options.getMaxHeight = () => Math.max(height(), NOTE_HEIGHT[0]);
 }
 
 function drawLabels(node, context) {
@@ -54,9 +38,8 @@ app.registerExtension({
     const { onDrawForeground } = node;
     node.onDrawForeground = function (context) {
       onDrawForeground?.apply(this, arguments);
-      if (LiteGraph.vueNodesMode) return;
-      limitNote(this);
-      if (!this.flags?.collapsed && !app.canvas.low_quality) drawLabels(this, context);
+      if (LiteGraph.vueNodesMode || this.flags?.collapsed || app.canvas.low_quality) return;
+      drawLabels(this, context);
     };
   },
 });

@@ -24,7 +24,7 @@ def run_at(comfy: ComfyPage, width: int, height: int) -> None:
 @in_languages_and_modes
 def test_notes_are_read_under_their_nodes_and_go(open_page, locale: str, nodes_2: bool) -> None:
     comfy = open_page(locale=locale, nodes_2=nodes_2)
-    workflow = graphs.ui_form("z_image_turbo_text_to_image")
+    workflow = graphs.ui_form("01 Text to image (nano demo)")
     # another type than the run before had: what is only remembered says nothing
     graphs.set_widget(workflow, "ZImageLoader", 3, "fp16" if nodes_2 else "bf16")
     comfy.load(workflow)
@@ -42,7 +42,7 @@ def test_notes_are_read_under_their_nodes_and_go(open_page, locale: str, nodes_2
 @in_languages_and_modes
 def test_the_first_wrong_size_says_which_node_to_change(open_page, locale: str, nodes_2: bool) -> None:
     comfy = open_page(locale=locale, nodes_2=nodes_2)
-    comfy.load(graphs.ui_form("z_image_turbo_text_to_image"))
+    comfy.load(graphs.ui_form("01 Text to image (nano demo)"))
     comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'ZImageLatent')")
     run_at(comfy, 1024, 1024)
     sentence = "the latent is 1024x1024: choose 128x128 (nano) as size in Z-Image Latent"
