@@ -77,6 +77,13 @@ def test_what_neither_understands_is_refused_with_both_reasons() -> None:
         edit_prompts("zoom out", SOURCE, StandIn(" "))
 
 
+def test_both_texts_are_on_one_line() -> None:
+    """So that they differ in what was changed alone."""
+    source, answer = "a fox in a wood,\n\nsoft light, photo", "a smiling fox in a wood,\n\nsoft light, photo"
+    prompts, _ = edit_prompts("make it smile", source, StandIn(answer))
+    assert [prompts.source, prompts.target] == [text.replace("\n\n", " ") for text in (source, answer)]
+
+
 def test_a_writer_that_fails_is_no_end() -> None:
     def fail(*_) -> Draft:
         raise WriterFailed("it broke")

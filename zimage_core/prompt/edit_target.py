@@ -28,7 +28,7 @@ def edit_prompts(instruction: str, source: str, write: Write | None) -> tuple[Pr
 
     write: a language model that follows requests; None for the patterns alone. Raises NotUnderstood.
     """
-    source, failed = source.strip(), ""
+    source, failed = " ".join(source.split()), ""
     if write and source and instruction.strip():
         try:
             target, note = written_target(instruction, source, write)
