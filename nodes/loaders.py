@@ -24,8 +24,8 @@ class ZImageLoader(io.ComfyNode):
             node_id="ZImageLoader",
             display_name="Z-Image Loader",
             category=CATEGORY,
-            description="Loads Z-Image from bf16, fp16, fp32 or fp8 files: ComfyUI single files, all-in-one "
-            "checkpoints or diffusers folders. 'built-in: nano' is a small demo model.",
+            description="Loads Z-Image from bf16, fp16, fp32, fp8, int8, mxfp8, nvfp4 or GGUF files: single "
+            "files, all-in-one checkpoints or diffusers folders. 'built-in: nano' is a small demo model.",
             search_aliases=["zimage", "z-image", "zit", "load z-image"],
             inputs=[*map(part_input, WIDGETS), weight_dtype_input()],
             outputs=[*map(part_output, WIDGETS)],

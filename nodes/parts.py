@@ -49,11 +49,12 @@ PARTS = {  # the input's name -> the part
         "transformer",
         load_patcher,
         "The Z-Image transformer, from models/diffusion_models or an all-in-one file of models/checkpoints: "
-        "bf16, fp16, fp32 or fp8, ComfyUI or diffusers names. Entries that end in / are folders, of a "
-        "diffusers model or of shards.",
+        "bf16, fp16, fp32, fp8, int8, mxfp8, nvfp4 or GGUF, ComfyUI or diffusers names. Entries that end in "
+        "/ are folders, of a diffusers model or of shards.",
         "ZImageModelLoader",
         "Z-Image Model Loader",
-        "Loads a Z-Image transformer alone, from a bf16, fp16, fp32 or fp8 file or a diffusers folder.",
+        "Loads a Z-Image transformer alone, from a bf16, fp16, fp32, fp8, int8, mxfp8, nvfp4 or GGUF file or "
+        "a diffusers folder.",
         ["unet loader", "load diffusion model", "zit"],
         io.Model,
         "model",
