@@ -17,6 +17,7 @@ from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 from .save_image import ZImageSaveImage
 from .style import ZImageStyle
+from .variations import ZImageSheet, ZImageVariations
 from .wildcards import ZImageWildcards
 
 NODES = (
@@ -37,6 +38,8 @@ NODES = (
     ZImageEdit,
     ZImagePictureText,
     ZImageDiversity,
+    ZImageVariations,
+    ZImageSheet,
     ZImageSaveImage,
 )
 
