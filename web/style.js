@@ -14,6 +14,27 @@ function language(text) {
   return CHINESE.test(sample) || sample?.startsWith("zh") ? "zh" : "en";
 }
 
+/** On a canvas: the field to search the open list by label or id, which the page gives only to lists of ids. */
+function addSearch() {
+  const menu = [...document.querySelectorAll(".litecontextmenu")].at(-1);
+  if (!menu || menu.querySelector("input")) return;
+  const field = document.createElement("input");
+  field.className = "comfy-context-menu-filter";
+  field.placeholder = "Filter list";
+  const entries = [...menu.querySelectorAll(".litemenu-entry")];
+  const fits = (entry) =>
+    `${entry.textContent}\n${entry.value}`.toLowerCase().includes(field.value.trim().toLowerCase());
+  field.addEventListener("input", () => {
+    for (const entry of entries) entry.style.display = fits(entry) ? "block" : "none";
+  });
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") entries.find(fits)?.click();
+    event.stopPropagation(); // letters are no shortcuts here
+  });
+  menu.prepend(field);
+  requestAnimationFrame(() => field.focus());
+}
+
 app.registerExtension({
   name: "ComfyUI-ZImage.Style",
   beforeRegisterNodeDef(_, definition) {
@@ -34,6 +55,11 @@ app.registerExtension({
     style.callback = function () {
       callback?.apply(this, arguments);
       show();
+    };
+    const { onClick } = style;
+    style.onClick = function () {
+      onClick?.apply(this, arguments);
+      addSearch();
     };
     show();
   },

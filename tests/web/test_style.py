@@ -9,6 +9,8 @@ import pytest
 from tests.host.server import PACK_ROOT
 
 STYLES = json.loads((PACK_ROOT / "zimage_core" / "prompt" / "styles.json").read_text(encoding="utf-8"))
+CHINESE = json.loads((PACK_ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+LABELS = CHINESE["ZImageStyle"]["inputs"]["style"]["options"]
 VALUES = """name => app.graph.nodes.find(node => node.type == "ZImageStyle")
     .widgets.find(widget => widget.name == name).value"""
 SET_TEXT = """text => {
@@ -50,3 +52,15 @@ def test_styles_are_searched_and_their_words_shown(open_page, nodes_2):
     assert comfy.page.evaluate(VALUES, "styled") == STYLES["illustration, comic"]["zh"]
     sent = comfy.page.evaluate("async () => Object.values((await app.graphToPrompt()).output)[0].inputs")
     assert sent["styled"] == "" and sent["style"] == "illustration, comic"
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
+def test_chinese_names_are_shown_and_searched(open_page, nodes_2):
+    comfy = open_page("zh", nodes_2)
+    comfy.add_alone("ZImageStyle")
+    assert comfy.page.evaluate(VALUES, "styled") == STYLES[next(iter(STYLES))]["zh"]
+    ink, comic = (LABELS[name] for name in ("painting, ink wash", "illustration, comic"))
+    choose(comfy, ink[:2], ink)
+    assert comfy.page.evaluate(VALUES, "style") == "painting, ink wash"
+    choose(comfy, comic, comic)
+    assert comfy.page.evaluate(VALUES, "styled") == STYLES["illustration, comic"]["zh"]
