@@ -7,8 +7,9 @@ import { say } from "./translations.js";
 
 const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of newer pages
 
-const linked = (node, widget) =>
-  node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
+/** Whether a link or the node of a subgraph uses an input: then it stays in sight. */
+const used = (node, widget) =>
+  widget.promoted || node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
 
 /** Show or fold, and make the node as much higher or lower. */
 function toggle(node) {
@@ -20,7 +21,7 @@ function toggle(node) {
 
 function fold(node, widgets) {
   const onCanvas = () => !LiteGraph.vueNodesMode;
-  const folds = (widget) => !app.ui.settings.getSettingValue(ALWAYS) && !linked(node, widget);
+  const folds = (widget) => !app.ui.settings.getSettingValue(ALWAYS) && !used(node, widget);
   for (const widget of widgets) hideWhile(widget, () => onCanvas() && !node.showAdvanced && folds(widget));
   const button = node.addWidget("button", "advanced", null, () => toggle(node), { serialize: false, canvasOnly: true });
   button.serialize = false; // no value that a workflow would keep
