@@ -9,6 +9,7 @@ from .enhancer import ZImagePromptEnhancer
 from .guidance import ZImageGuider
 from .host.built_in import list_example_lora
 from .host.page.errors import bare_names
+from .host.page.template_order import order_templates
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
 from .part_loaders import PART_LOADERS
@@ -45,3 +46,4 @@ NODES = (
 
 bare_names()
 list_example_lora()
+order_templates()

@@ -24,7 +24,6 @@ ACCELERATE = "17 Accelerate"
 WRITES = {  # what nodes write into the graph that a picture carries, as it was before
     "ZImagePromptEnhancer": {"text": "", "locked": False},
     "ZImageWildcards": {"drawn": ""},
-    "ZImageStyle": {"styled": ""},
 }
 # Widgets that measure pixels, and how long a run takes.
 SIZES = {"size", "width", "height", "x", "y", "left", "top", "right", "bottom"}
@@ -228,6 +227,12 @@ def test_the_second_pass_is_larger(server):
     graph = graphs.api_form("12 Draft and refine (nano demo)")
     side = graph[node_of(graph, "ZImageLatent")]["inputs"]["width"]
     assert picture(server, server.run(graph)).shape[:2] == (2 * side, 2 * side)
+
+
+def test_the_page_lists_them_in_the_order_of_their_numbers(server):
+    listed = server.get_json("/workflow_templates")[PACK_NAME]
+    assert listed == sorted(graphs.NAMES)
+    assert server.get_json("/api/workflow_templates")[PACK_NAME] == listed
 
 
 @pytest.mark.parametrize("name", graphs.NAMES)

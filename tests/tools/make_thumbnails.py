@@ -4,7 +4,8 @@ COMFYUI_PATH=.host/ComfyUI-0.3.75 .venv/bin/python -m tests.tools.make_thumbnail
 
 A template's graph says under "thumbnail" what is shown: "shows" names outputs, such as before and after;
 "drawn" has the inputs for the full-size workflow, which cannot run here; "against" has those of a first run
-to compare with; "of" is another graph to take the picture from; "text" a node whose text is shown beside it.
+to compare with; "of" is another graph to take the picture from; "text" a node whose text is shown beside it,
+"says" such a text itself.
 A strip at the foot tells full size and demo apart.
 """
 
@@ -52,6 +53,8 @@ def drawn(server: ComfyServer, name: str, variant: str) -> list[Image.Image]:
                 graph_shown["read"] = {"class_type": "PreviewAny", "inputs": read}
             run = server.run(graph_shown)
             assert run.ok, explained(run)
+            if "says" in asked:
+                pictures.append(page(asked["says"]))
             if "text" in asked:
                 pictures.append(page(run.outputs["read"]["text"][0]))
             pictures.append(square(saved_images(server, run)))
@@ -82,10 +85,10 @@ def square(images: list[Image.Image]) -> Image.Image:
 
 
 def page(text: str) -> Image.Image:
-    """A text as a picture."""
+    """A text as a picture; the page covers the top left corner of thumbnails."""
     sheet = Image.new("RGB", (SIDE, SIDE), PAPER)
-    lines = "\n".join(textwrap.wrap(text, 28))
-    ImageDraw.Draw(sheet).text((20, 20), lines, INK, ImageFont.load_default(24), spacing=8)
+    lines = "\n".join(textwrap.wrap(text, 24))
+    ImageDraw.Draw(sheet).text((20, 84), lines, INK, ImageFont.load_default(26), spacing=8)
     return sheet
 
 
