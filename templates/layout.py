@@ -7,7 +7,7 @@ import unicodedata
 
 TOP, LEFT = 120, 40  # pixels on the canvas
 TITLE = 30  # above a node's position
-BESIDE, BELOW = 50, 40  # between columns, and between a node and the title of the next
+BESIDE, BELOW = 40, 40  # between columns, and between a node and the title of the next
 NODE_WIDTH = 300
 HEIGHTS = {  # pixels, enough for what the node shows when it has run
     "CLIPLoader": 104,
@@ -59,21 +59,32 @@ PAGE = (1480, 820)  # pixels of the canvas that nothing covers, in a window of 1
 CORNER = (80, 120)  # where they begin
 
 
-def placed(nodes: dict[str, dict], columns: list[dict]) -> None:
-    """Give each node its place and size. Raises ValueError for a node that no column has."""
-    x, left = LEFT, set(nodes)
+def placed(nodes: dict[str, dict], columns: list[dict], notes: list[str]) -> None:
+    """Give each node its place and size; each note goes to the foot of the shortest column.
+
+    Raises ValueError for a node that no column has.
+    """
+    x, left, feet = LEFT, set(nodes) - set(notes), []
     for column in columns:
-        y, width = TOP, column.get("width", NODE_WIDTH)
+        width = column.get("width", NODE_WIDTH)
+        feet.append([TOP, x, width])
         for name in column["nodes"]:
-            if name not in nodes:
-                continue  # what the other variant has
-            height = height_of(nodes[name], width)
-            nodes[name]["pos"], nodes[name]["size"] = [x, y], [width, height]
-            y += height + BELOW + TITLE
-            left.discard(name)
+            if name in nodes:  # the other variant may have it
+                put(nodes[name], feet[-1])
+                left.discard(name)
         x += width + BESIDE
+    for name in notes:
+        put(nodes[name], min(feet))
     if left:
         raise ValueError(f"no column has {', '.join(sorted(left))}")
+
+
+def put(node: dict, foot: list[int]) -> None:
+    """Put a node at the foot of a column, [y, x, width], and move that down."""
+    y, x, width = foot
+    height = height_of(node, width)
+    node["pos"], node["size"] = [x, y], [width, height]
+    foot[0] += height + BELOW + TITLE
 
 
 def height_of(node: dict, width: int) -> int:

@@ -75,7 +75,7 @@ def widgets(node: dict, contract: dict, variant: str) -> dict:
 
 
 def ui_node(number: int, node: dict, contract: dict, variant: str) -> dict:
-    """A node of the UI form, without its place and without links."""
+    """A node of the UI form, without its place and without links; widgets come last, as on the page."""
     values = widgets(node, contract, variant)
     ours = node["type"].startswith("ZImage")
     made = {
@@ -88,7 +88,7 @@ def ui_node(number: int, node: dict, contract: dict, variant: str) -> dict:
             {"name": name, "type": each.kind}
             | ({"widget": {"name": name}} if name in values else {})
             | {"link": None}
-            for name, each in inputs(contract).items()
+            for name, each in sorted(inputs(contract).items(), key=lambda item: item[0] in values)
         ],
         "outputs": [
             {"name": name, "type": kind, "links": None}
@@ -164,9 +164,8 @@ def ui_form(name: str, graph: dict, variant: str, contracts: dict) -> dict:
     }
     links = connect(made, nodes)
     notes = notes_of(name, graph, variant, len(made) + 1)
-    columns = [{"width": 400, "nodes": list(notes)}, *graph["columns"]]
     made |= notes
-    placed(made, columns)
+    placed(made, graph["columns"], list(notes))
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"zimage/{name}/{variant}")),
         "revision": 0,

@@ -3,8 +3,17 @@
 import pytest
 from playwright.sync_api import expect
 
+from templates.make import SUFFIXES
 from tests.host import graphs
 from tests.host.server import PACK_NAME
+from tests.long import LONG
+from tests.web.comfy_page import ComfyPage
+
+DEMOS = [name for name in graphs.NAMES if name.endswith(SUFFIXES["nano"])]
+OTHERS = sorted(set(graphs.NAMES) - set(DEMOS))
+# Between them they ask for every file.
+FEW = {"01 Text to image", "06 Control by edges", "15 Base with guidance", "17 Accelerate"}
+AT_ONCE = 8  # templates on one page
 
 
 def content(workflow: dict) -> tuple[dict, set]:
@@ -13,31 +22,58 @@ def content(workflow: dict) -> tuple[dict, set]:
     return nodes, {tuple(map(str, link[1:])) for link in workflow["links"]}
 
 
-@pytest.mark.parametrize("name", graphs.NAMES)
-def test_opens_from_the_template_browser(open_page, name):
-    comfy = open_page()
+def open_template(comfy: ComfyPage, name: str) -> None:
+    """Choose it in the template browser, which shows more cards as one scrolls."""
     comfy.sidebar("Templates")
     browser = comfy.page.get_by_role("dialog")
     browser.get_by_text(PACK_NAME, exact=True).click()
+    cards = browser.locator("[data-testid^=template-workflow-]")
+    cards.first.wait_for()
     card = browser.get_by_test_id(f"template-workflow-{name}")
+    while not card.count():
+        shown = cards.count()
+        cards.last.scroll_into_view_if_needed()
+        expect(cards).not_to_have_count(shown)
     card.scroll_into_view_if_needed()
     thumbnail = card.locator("img").element_handle()
     comfy.page.wait_for_function("image => image.naturalWidth > 0", arg=thumbnail)
     card.click()
     expect(browser).to_be_hidden()
     shipped = graphs.ui_form(name)
-    comfy.page.wait_for_function("count => app.graph.nodes.length == count", arg=len(shipped["nodes"]))
+    comfy.page.wait_for_function("id => app.graph.id == id", arg=shipped["id"])
     expect(comfy.page).to_have_title(f"*{name} - ComfyUI")
     assert content(comfy.graph()) == content(shipped)
     comfy.wait_until_at_rest()
-    needed = graphs.models_needed(shipped)  # those that are not here are offered for download
-    if needed:
-        report = comfy.what_went_wrong()
-        for model in needed:
-            expect(report).to_contain_text(model)
-        expect(report).not_to_contain_text(comfy.frontend.missing_nodes)
-    else:
+
+
+@pytest.mark.parametrize("first", range(0, len(DEMOS), AT_ONCE))
+def test_demos_open_from_the_template_browser(open_page, first):
+    comfy = open_page()
+    for name in DEMOS[first : first + AT_ONCE]:
+        open_template(comfy, name)
         expect(comfy.alarm).to_have_count(0)
+
+
+@pytest.mark.parametrize("name", OTHERS if LONG else sorted(FEW))
+def test_full_size_offers_the_files_that_are_missing(open_page, name):
+    comfy = open_page()
+    open_template(comfy, name)
+    report = comfy.what_went_wrong()
+    for model in graphs.models_needed(graphs.ui_form(name)):
+        expect(report).to_contain_text(model)
+    expect(report).not_to_contain_text(comfy.frontend.missing_nodes)
+
+
+@pytest.mark.parametrize(("locale", "label"), [("en", "Templates"), ("zh", "\u6a21\u677f")])
+def test_cards_are_in_the_order_of_their_numbers(open_page, locale, label):
+    comfy = open_page(locale)
+    comfy.sidebar(label)
+    browser = comfy.page.get_by_role("dialog")
+    browser.get_by_text(PACK_NAME, exact=True).click()
+    cards = browser.locator("[data-testid^=template-workflow-]")
+    expect(cards.first).to_contain_text("01")
+    names = [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()]
+    assert names == sorted(graphs.NAMES)[: len(names)] and len(names) > 3
 
 
 def test_a_missing_node_would_be_announced(open_page):
