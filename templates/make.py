@@ -51,7 +51,7 @@ def nodes_of(graph: dict, variant: str) -> dict[str, dict]:
 
 
 def widgets(node: dict, contract: dict, variant: str) -> dict:
-    """{input: value} in the page's order; "seed: then" is what the page does to a seed after a run."""
+    """{input: value} in the page's order; "seed: then" is what stands in the page's own slot behind it."""
     declared, slots = inputs(contract), widget_slots(contract)
     given = {name: chosen(value, variant) for name, value in node.get("values", {}).items()}
     for name, file in node.get("files", {}).items():
@@ -67,7 +67,8 @@ def widgets(node: dict, contract: dict, variant: str) -> dict:
         if value is None:
             raise ValueError(f"{node['type']}.{name} has no default: the graph has to give a value")
         if slots[slots.index(name) + 1 :][:1] == [None]:
-            value, then = value if isinstance(value, list) else (value, "fixed")
+            usual = "image" if settings.get("image_upload") else "fixed"
+            value, then = value if isinstance(value, list) else (value, usual)
             values |= {name: value, f"{name}: then": then}
         else:
             values[name] = value

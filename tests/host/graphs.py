@@ -53,7 +53,10 @@ def blueprint_to_api(definition: dict, contracts: dict, given: dict) -> dict:
 
 
 def widget_slots(contract: dict) -> list[str | None]:
-    """Input names in the order of `widgets_values`; None is the page's own slot (control after generate)."""
+    """Input names in the order of `widgets_values`; None is the page's own slot.
+
+    It has one behind a seed (control after generate) and one behind a picture (the upload button).
+    """
     slots: list[str | None] = []
     order, inputs = contract["input_order"], contract["input"]
     for name in order.get("required", []) + order.get("optional", []):
@@ -62,7 +65,8 @@ def widget_slots(contract: dict) -> list[str | None]:
         if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
             continue
         slots.append(name)
-        if options.get("control_after_generate") or name in ("seed", "noise_seed"):
+        seed = options.get("control_after_generate") or name in ("seed", "noise_seed")
+        if seed or options.get("image_upload"):
             slots.append(None)
     return slots
 
