@@ -54,7 +54,7 @@ HEIGHTS = {  # pixels, enough for what the node shows when it has run
     "ZImageWildcards": 420,
 }
 OTHER_HEIGHT = 60  # of a node with at most one widget
-LINE, LETTER = 18, 6.2  # pixels of a note's text
+LINE, LETTER = 16, 5.8  # pixels of a note's text
 PAGE = (1480, 820)  # pixels of the canvas that nothing covers, in a window of 1600 x 1000
 CORNER = (80, 120)  # where they begin
 
