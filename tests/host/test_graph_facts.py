@@ -76,6 +76,19 @@ def test_each_picture_of_a_batch_of_prompts_has_its_own():
     assert [facts(graph, index).prompt for index in range(len(lines))] == lines
 
 
+def test_a_sheet_of_pictures_says_what_they_have_in_common():
+    sheet = {"class_type": "ZImageSheet", "inputs": {"images": ["5", 0]}}
+    graph = linked(api_form(TURBO), "SaveImage", "images", sheet)
+    graph["new"]["inputs"]["images"] = api_form(TURBO)[node_of(graph, "SaveImage")]["inputs"]["images"]
+    assert facts(graph) == facts(api_form(TURBO))
+    varied = linked(graph, "ZImageTurboSampler", "seed", {"class_type": "ZImageVariations", "inputs": {}})
+    varied |= {"new": graph["new"], "v": varied["new"]}
+    varied[node_of(varied, "ZImageTurboSampler")]["inputs"]["seed"] = ["v", 0]
+    assert (facts(varied).seed, facts(varied).prompt) == (None, facts(graph).prompt)
+    graph[node_of(graph, "ZImageTextEncode")]["inputs"]["batch"] = True
+    assert facts(graph).prompt is None
+
+
 def test_values_of_nodes_that_hold_one():
     graph = linked(api_form(TURBO), "ZImageTextEncode", "text", {
         "class_type": "PrimitiveStringMultiline", "inputs": {"value": "a fox"}})  # fmt: skip

@@ -68,8 +68,14 @@ def saved_prompts(graph: Any) -> list[str]:
 def facts_of(graph: dict, node: str, name: str, index: int = 0) -> GraphFacts:
     """Of picture `index` in the batch that comes to the input `name` of a node. graph: {id: node}."""
     graph = _readable(graph)
-    link = _way(graph, _link(graph, node, name), "picture", lambda kind: kind in _SAMPLERS)
-    return GraphFacts() if link is None else GraphFacts(**_sampling(graph, link.node, index))
+    passed: list[str] = []
+    link = _way(graph, _link(graph, node, name), "picture", lambda kind: kind in _SAMPLERS, passed.append)
+    several = any(_kind(graph, node) in _SPEC["joins"] for node in passed)
+    return (
+        GraphFacts()
+        if link is None
+        else GraphFacts(**_sampling(graph, link.node, None if several else index))
+    )
 
 
 def _readable(graph: Any) -> dict[str, dict]:
@@ -83,7 +89,7 @@ def _readable(graph: Any) -> dict[str, dict]:
     }
 
 
-def _sampling(graph: dict, node: str, index: int) -> dict[str, Any]:
+def _sampling(graph: dict, node: str, index: int | None) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for part, spec in _sampler_and_parts(graph, node):
         said |= spec.get("fixed", {})
@@ -132,8 +138,8 @@ def _model(graph: dict, link: Link | None) -> dict[str, Any]:
     return {"model": file, "loader": loader, "loras": tuple(loras)}
 
 
-def _encoded(graph: dict, link: Link | None, index: int) -> str | None:
-    """The text that a conditioning was made of; of several prompts the one that the picture has."""
+def _encoded(graph: dict, link: Link | None, index: int | None) -> str | None:
+    """The text that a conditioning was made of; of several the picture's own, if it has but one."""
     end = _way(graph, link, "conditioning", lambda kind: kind in _SPEC["prompts"])
     if end is None:
         return None
@@ -142,6 +148,8 @@ def _encoded(graph: dict, link: Link | None, index: int) -> str | None:
     batch = graph[end.node]["inputs"].get("batch", False)
     if text is None or batch is False:
         return text
+    if index is None:
+        return None
     prompts = several_prompts(text)
     return prompts[index % len(prompts)] if batch is True else None
 
