@@ -47,10 +47,12 @@ HEIGHTS = {  # pixels, enough for what the node shows when it has run
     "ZImageRegionalPrompt": 130,
     "ZImageSigmas": 104,
     "ZImageStyle": 300,
+    "ZImageSaveImage": 480,
     "ZImageTextEncode": 400,
     "ZImageTextEncoderLoader": 110,
     "ZImageTurboSampler": 230,
     "ZImageVAELoader": 110,
+    "ZImageVariations": 120,
     "ZImageWildcards": 420,
 }
 OTHER_HEIGHT = 60  # of a node with at most one widget

@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from templates.make import GRAPHS, SUFFIXES, contracts, names, nodes_of, ui_form, variants
 from tests.contracts.object_info import load
@@ -65,7 +65,7 @@ def showing(graph: dict, origin: str, nodes: dict, ids: dict, known: dict) -> di
     """The graph with nothing saved but one of its outputs."""
     key, output = origin.split(".")
     link = [ids[key], known[nodes[key]["type"]]["output_name"].index(output)]
-    graph = {k: node for k, node in graph.items() if node["class_type"] != "SaveImage"}
+    graph = {k: node for k, node in graph.items() if "SaveImage" not in node["class_type"]}
     if output == "MASK":
         graph["picture"] = {"class_type": "MaskToImage", "inputs": {"mask": link}}
         link = ["picture", 0]
@@ -79,7 +79,7 @@ def square(images: list[Image.Image]) -> Image.Image:
     side = SIDE // across
     sheet = Image.new("RGB", (SIDE, SIDE))
     for index, image in enumerate(images):
-        tile = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        tile = ImageOps.pad(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS, color="white")
         sheet.paste(tile, (index % across * side, index // across * side))
     return sheet
 
