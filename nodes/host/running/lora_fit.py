@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .lora_names import lora_files
+
 
 def lora_notes(patcher: Any) -> list[str]:
     """A sentence for LoRAs of which nothing fits, and one for parts of other shapes than their weights."""
     notes = []
     if without_effect := sum(_added_nothing(before, after) for before, after in _steps(patcher)):
-        which = "A LoRA has" if without_effect == 1 else f"{without_effect} LoRAs have"
-        notes.append(f"{which} no effect: 0 of its keys fit this model. Use one that was made for Z-Image.")
+        notes.append(_without_effect(without_effect))
     shapes = list(_fits(patcher))
     if not all(shapes):
         notes.append(
@@ -22,6 +23,19 @@ def lora_notes(patcher: Any) -> list[str]:
             "one that was made for this model."
         )
     return notes
+
+
+def _without_effect(count: int) -> str:
+    """Names the files where all those of the graph are meant, which is so with one LoRA."""
+    todo = "Use one that was made for Z-Image."
+    if len(files := lora_files()) == count:
+        each = [
+            f"{name} has no effect: 0 of {'its' if keys is None else keys} keys fit this model"
+            for name, keys in files.items()
+        ]
+        return f"LoRA {'; '.join(each)}. {todo}"
+    which = "A LoRA has" if count == 1 else f"{count} LoRAs have"
+    return f"{which} no effect: 0 of its keys fit this model. {todo}"
 
 
 def _steps(patcher: Any) -> Iterator[tuple[Any, Any]]:
