@@ -234,11 +234,13 @@ class Progress:
 
 
 def test(options: argparse.Namespace, host: Path) -> int:
+    given = tuple(argument.split("::")[0] for argument in options.pytest)
     folders = [f"tests/{name}" for name in options.sets]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads wait longer than they work
     if options.long:
         os.environ["ZIMAGE_LONG"] = "1"  # tests/long.py reads it
     left_out = [] if folders else SETS.keys() - (LONG_NEEDS if options.long else [])
+    folders = [folder for folder in folders if not any(path.startswith(folder) for path in given)]
     folders += [f"--ignore=tests/{name}" for name in left_out]
     pytest = [sys.executable, "-m", "pytest", *folders]
     runs = [options.pytest] if options.sets else outside_and_inside(options.pytest)

@@ -1,4 +1,4 @@
-"""README.md and README.zh.md say the same: headings, tables with their figures, code, working links."""
+"""Pages in two languages say the same: headings, tables with their figures, code, working links."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "README.zh.md")
-ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
+PAIRS = [
+    (str(page.relative_to(ROOT).with_suffix("").with_suffix(".md")), str(page.relative_to(ROOT)))
+    for page in (ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.zh.md")))
+]
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile("`.+?`", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -34,14 +36,24 @@ def commands(page: str) -> list[str]:
     return [re.split(r"  +", line)[0] for block in FENCED.findall(page) for line in block.splitlines()]
 
 
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("part", [headings, rows, code, commands])
-def test_both_languages_have_the_same(part):
-    assert part(CHINESE) == part(ENGLISH)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
+def test_both_languages_have_the_same(pair, part):
+    english, chinese = map(text, pair)
+    assert part(chinese) == part(english)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert [target for target in PAGES if target != name][0] in targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
+def test_links_lead_somewhere(pair):
+    for name, other in (pair, pair[::-1]):
+        targets = re.findall(r"\]\((?!https?:)([^)#]+)", text(name))
+        assert Path(other).name in targets
+        assert not [target for target in targets if not (ROOT / name).parent.joinpath(target).exists()]
+
+
+def test_the_readme_is_for_users():
+    assert len(text("README.md").splitlines()) <= 110

@@ -1,0 +1,53 @@
+"""The screenshots of the READMEs, made anew: `python dev.py test --web tests/web/readme_pictures.py`.
+
+Not a part of the tests by its name. Nothing is written that is larger than LARGEST.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.host import graphs
+from tests.web.test_running import ids_of, wait_for_picture
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+LARGEST = 400_000  # bytes
+COLOURS = 128
+PICTURES = {  # file -> the workflow, and the node that shows its result
+    "text_to_image": ("01 Text to image (nano demo)", "SaveImage"),
+    "edit": ("03 Edit by instruction (nano demo)", "ImageCompare"),
+}
+AROUND = 40  # pixels of canvas beside the graph
+FIT = """() => {
+    const nodes = app.graph.nodes.filter(node => node.mode != 2 && node.type != "MarkdownNote")
+    const [left, top, right, bottom] = nodes.reduce(([a, b, c, d], {pos, size}) => [
+        Math.min(a, pos[0]), Math.min(b, pos[1] - 30),
+        Math.max(c, pos[0] + size[0]), Math.max(d, pos[1] + size[1]),
+    ], [Infinity, Infinity, -Infinity, -Infinity])
+    const scale = Math.min(1460 / (right - left), 900 / (bottom - top), 1.2)
+    Object.assign(app.canvas.ds, {scale, offset: [(90 / scale) - left, (90 / scale) - top]})
+    app.canvas.setDirty(true, true)
+    return [(right - left) * scale, (bottom - top) * scale]
+}"""
+
+
+@pytest.mark.parametrize("file", PICTURES)
+def test_screenshot(open_page, file: str) -> None:
+    name, output = PICTURES[file]
+    workflow = graphs.ui_form(name)
+    comfy = open_page(nodes_2=True, advanced=False)
+    comfy.load(workflow)
+    comfy.run()
+    for node_id in ids_of(workflow, output):
+        wait_for_picture(comfy, node_id)
+    width, height = comfy.page.evaluate(FIT)
+    comfy.page.wait_for_timeout(2000)
+    clip = {"x": 90 - AROUND, "y": 90 - AROUND, "width": width + 2 * AROUND, "height": height + 2 * AROUND}
+    shot = Image.open(io.BytesIO(comfy.page.screenshot(clip=clip))).convert("RGB")
+    path = DOCS / f"{file}.png"
+    shot.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    assert path.stat().st_size <= LARGEST
