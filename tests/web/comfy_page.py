@@ -43,6 +43,18 @@ DRAWN = """async () => {
     }
     return {texts, pictures}
 }"""
+OVERLAPPING = """nodes2 => {
+    const box = node => {
+        const element = nodes2 && document.querySelector(`[data-node-id="${node.id}"]`)
+        const seen = element?.getBoundingClientRect().height / app.canvas.ds.scale
+        const height = element ? seen - 30 : node.size[1]
+        return [node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + height]
+    }
+    const boxes = app.graph.nodes.map(node => [node.title, box(node)])
+    const meet = (a, b) => a[0] < b[2] - 1 && b[0] < a[2] - 1 && a[1] < b[3] - 1 && b[1] < a[3] - 1
+    return boxes.flatMap(([name, a], i) =>
+        boxes.slice(i + 1).filter(([, b]) => meet(a, b)).map(([other]) => [name, other]))
+}"""
 # Follows a run closer than a test could ask: the tab's title, and the pictures on one node.
 WATCH = """([id, nodes2]) => {
     const seen = window.seen = {titles: [], pictures: []}
@@ -193,6 +205,10 @@ class ComfyPage:
 
     def seen(self) -> dict[str, list[str]]:
         return self.page.evaluate("window.seen")
+
+    def overlapping(self) -> list[list[str]]:
+        """Titles of nodes that lie over one another, as large as they are now."""
+        return self.page.evaluate(OVERLAPPING, self.nodes_2)
 
     @property
     def alarm(self) -> Locator:

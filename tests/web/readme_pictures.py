@@ -21,10 +21,15 @@ PICTURES = {  # file -> the workflow, and the node that shows its result
     "text_to_image": ("01 Text to image (nano demo)", "SaveImage"),
     "edit": ("03 Edit by instruction (nano demo)", "ImageCompare"),
 }
+MUTED = 2
+# the map in the corner, the bars over the canvas, and what is told of a run
+HIDDEN = """
+    .p-toast, [class*=minimap], .subgraph-breadcrumb, .side-tool-bar-container, [class*=actionbar],
+    [class*=queue-], [class*=top-menu] { visibility: hidden !important }
+"""
 AROUND = 40  # pixels of canvas beside the graph
 FIT = """() => {
-    const nodes = app.graph.nodes.filter(node => node.mode != 2 && node.type != "MarkdownNote")
-    const [left, top, right, bottom] = nodes.reduce(([a, b, c, d], {pos, size}) => [
+    const [left, top, right, bottom] = app.graph.nodes.reduce(([a, b, c, d], {pos, size}) => [
         Math.min(a, pos[0]), Math.min(b, pos[1] - 30),
         Math.max(c, pos[0] + size[0]), Math.max(d, pos[1] + size[1]),
     ], [Infinity, Infinity, -Infinity, -Infinity])
@@ -39,8 +44,10 @@ FIT = """() => {
 def test_screenshot(open_page, file: str) -> None:
     name, output = PICTURES[file]
     workflow = graphs.ui_form(name)
+    shown = [node for node in workflow["nodes"] if node["mode"] != MUTED and node["type"] != "MarkdownNote"]
     comfy = open_page(nodes_2=True, advanced=False)
-    comfy.load(workflow)
+    comfy.load({**workflow, "nodes": shown})
+    comfy.page.add_style_tag(content=HIDDEN)
     comfy.run()
     for node_id in ids_of(workflow, output):
         wait_for_picture(comfy, node_id)

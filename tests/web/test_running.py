@@ -57,3 +57,4 @@ def test_every_workflow_with_nano_runs_by_the_button(open_page, name, nodes_2):
     assert outputs
     for node_id in outputs:
         wait_for_picture(comfy, node_id)
+    assert comfy.overlapping() == []
