@@ -45,9 +45,9 @@ DRAWN = """async () => {
 }"""
 OVERLAPPING = """nodes2 => {
     const box = node => {
-        const element = nodes2 && document.querySelector(`[data-node-id="${node.id}"]`)
-        const seen = element?.getBoundingClientRect().height / app.canvas.ds.scale
-        const height = element ? seen - 30 : node.size[1]
+        const element = !nodes2 ? null : document.querySelector(`[data-node-id="${node.id}"]`)
+        const height = element
+            ? element.getBoundingClientRect().height / app.canvas.ds.scale - 30 : node.size[1]
         return [node.pos[0], node.pos[1] - 30, node.pos[0] + node.size[0], node.pos[1] + height]
     }
     const boxes = app.graph.nodes.map(node => [node.title, box(node)])

@@ -47,10 +47,10 @@ def test_screenshot(open_page, file: str) -> None:
     shown = [node for node in workflow["nodes"] if node["mode"] != MUTED and node["type"] != "MarkdownNote"]
     comfy = open_page(nodes_2=True, advanced=False)
     comfy.load({**workflow, "nodes": shown})
-    comfy.page.add_style_tag(content=HIDDEN)
     comfy.run()
     for node_id in ids_of(workflow, output):
         wait_for_picture(comfy, node_id)
+    comfy.page.add_style_tag(content=HIDDEN)
     width, height = comfy.page.evaluate(FIT)
     comfy.page.wait_for_timeout(2000)
     clip = {"x": 90 - AROUND, "y": 90 - AROUND, "width": width + 2 * AROUND, "height": height + 2 * AROUND}

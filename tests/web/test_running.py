@@ -10,7 +10,7 @@ from tests.web.modes import in_modes
 
 SEEDS = itertools.count(10_001)  # a seed of its own for each run, so that none is only remembered
 RUNNABLE = [name for name in graphs.NAMES if not graphs.models_needed(graphs.ui_form(name))]
-PICTURE_NODES = ("SaveImage", "PreviewImage")
+PICTURE_NODES = ("SaveImage", "PreviewImage", "ZImageSaveImage")
 
 
 def ids_of(workflow: dict, *types: str) -> list[int]:
