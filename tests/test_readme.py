@@ -57,3 +57,10 @@ def test_links_lead_somewhere(pair):
 
 def test_the_readme_is_for_users():
     assert len(text("README.md").splitlines()) <= 110
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_lists_each_template_once(name):
+    titles = [line.split("|")[1] for line in text(name).splitlines() if re.match(r"\| `\d\d ", line)]
+    there = {file.stem.removesuffix(" (nano demo)") for file in (ROOT / "workflows").glob("*.json")}
+    assert re.findall(r"`(.+?)`", "".join(titles)) == sorted(there)
