@@ -52,7 +52,7 @@ def test_screenshot(open_page, file: str) -> None:
         wait_for_picture(comfy, node_id)
     comfy.page.add_style_tag(content=HIDDEN)
     width, height = comfy.page.evaluate(FIT)
-    comfy.page.wait_for_timeout(2000)
+    comfy.page.wait_for_timeout(9000)  # until what is told of the run has gone
     clip = {"x": 90 - AROUND, "y": 90 - AROUND, "width": width + 2 * AROUND, "height": height + 2 * AROUND}
     shot = Image.open(io.BytesIO(comfy.page.screenshot(clip=clip))).convert("RGB")
     path = DOCS / f"{file}.png"
