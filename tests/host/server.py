@@ -28,8 +28,9 @@ PACK_ROOT = Path(__file__).resolve().parents[2]
 PACK_NAME = "ComfyUI-ZImage"
 LAUNCHER = Path(__file__).with_name("launch.py")
 TEST_PACKS = Path(__file__).with_name("packs")  # extensions for tests only
-# Binary WebSocket messages begin with a big-endian kind and, for pictures, a format (1 JPEG, 2 PNG).
-PREVIEW_IMAGE = 1
+# Binary WebSocket messages begin with a big-endian kind; then, for pictures, a format (1 JPEG, 2 PNG), and for
+# texts the length of the node's id, and the id.
+PREVIEW_IMAGE, NODE_TEXT = 1, 3
 
 
 class ServerFailed(RuntimeError):
@@ -43,6 +44,7 @@ class Result:
     prompt_id: str = ""
     events: list[dict] = field(default_factory=list)  # {"type", "data"} as received
     previews: list[bytes] = field(default_factory=list)  # encoded pictures
+    texts: list[str] = field(default_factory=list)  # written under nodes
     errors: list[dict] = field(default_factory=list)  # {"node", "class_type", "type", "message"}
     history: dict = field(default_factory=dict)
     seconds: float = 0.0
@@ -266,8 +268,7 @@ class ComfyServer:
                 message = f"the connection to ComfyUI ended ({error}):\n{self.log_tail()}"
                 raise ServerFailed(message) from error
             if isinstance(message, bytes):
-                if struct.unpack(">I", message[:4])[0] == PREVIEW_IMAGE:
-                    result.previews.append(message[8:])
+                note(message, result)
                 continue
             event = json.loads(message)
             result.events.append(event)
@@ -285,6 +286,15 @@ class ComfyServer:
             if event["type"] == "executing" and data["node"] is None:
                 if data.get("prompt_id") == result.prompt_id:
                     return
+
+
+def note(message: bytes, result: Result) -> None:
+    """Keep what a binary message brings."""
+    (kind, head), rest = struct.unpack(">II", message[:8]), message[8:]
+    if kind == PREVIEW_IMAGE:
+        result.previews.append(rest)
+    elif kind == NODE_TEXT:
+        result.texts.append(rest[head:].decode())
 
 
 def refusals(answer: dict) -> list[dict]:

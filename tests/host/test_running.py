@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import websocket
 from PIL import Image
 
 from tests.host.graphs import changed, node_of
@@ -134,3 +135,18 @@ def test_every_weight_type_makes_nearly_the_same_picture(server, turbo):
     reference = made("fp32")
     for dtype, bound in (("bf16", 12.0), ("fp8_e4m3fn", 40.0)):
         assert difference(made(dtype), reference) < bound, dtype
+
+
+def test_texts_reach_the_page_that_ran_the_graph_and_no_other(server, turbo):
+    """Two pages may have the same template open, whose nodes have the same ids."""
+    other = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId=other", timeout=2)
+    try:
+        result = server.run(changed(turbo, ZImageTextEncode__text="a green boat"))
+        assert result.ok, explained(result)
+        assert any("tokens" in text for text in result.texts)
+        with pytest.raises(websocket.WebSocketTimeoutException):
+            while True:
+                message = other.recv()
+                assert isinstance(message, str) or b"tokens" not in message
+    finally:
+        other.close()

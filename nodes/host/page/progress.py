@@ -17,7 +17,8 @@ def show_text(node_id: str | None, text: str) -> None:
     """Write text under a node; nothing happens where there is no page."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        # Without the client's name every open page would get it, and show it on its own node of that id.
+        server.send_progress_text(text, node_id, server.client_id)
         server.send_sync(SHOWN, {"node": node_id}, server.client_id)
 
 
