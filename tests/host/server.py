@@ -28,8 +28,8 @@ PACK_ROOT = Path(__file__).resolve().parents[2]
 PACK_NAME = "ComfyUI-ZImage"
 LAUNCHER = Path(__file__).with_name("launch.py")
 TEST_PACKS = Path(__file__).with_name("packs")  # extensions for tests only
-# Binary WebSocket messages begin with a big-endian kind; then, for pictures, a format (1 JPEG, 2 PNG), and for
-# texts the length of the node's id, and the id.
+# Binary WebSocket messages begin with a big-endian kind; then, for pictures, a format (1 JPEG, 2 PNG), and
+# for texts the length of the node's id, and the id.
 PREVIEW_IMAGE, NODE_TEXT = 1, 3
 
 
