@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ....zimage_core.config import LATENT_DOWNSCALE, S3DiTConfig
 from ....zimage_core.sampling.sizes import size_note
-from ..page.run_notes import tell
 from .lora_fit import lora_notes
 
 KEY = "zimage_before_run"
@@ -27,6 +26,8 @@ def look_before_runs(model: Any) -> None:
 def _looked_at(executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs):
     patcher = executor.class_obj.model_patcher
     if len(sigmas) > 1:
+        from ..page.run_notes import tell  # here: models are also loaded where there is no page
+
         tell([*_size_notes(patcher, latent, float(sigmas[0])), *lora_notes(patcher)])
     return executor(noise, latent, sampler, sigmas, *args, **kwargs)
 

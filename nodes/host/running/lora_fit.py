@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lora_names import lora_files
-
 
 def lora_notes(patcher: Any) -> list[str]:
     """A sentence for LoRAs of which nothing fits, and one for parts of other shapes than their weights."""
@@ -27,6 +25,8 @@ def lora_notes(patcher: Any) -> list[str]:
 
 def _without_effect(count: int) -> str:
     """Names the files where all those of the graph are meant, which is so with one LoRA."""
+    from .lora_names import lora_files  # here: it needs a server
+
     todo = "Use one that was made for Z-Image."
     if len(files := lora_files()) == count:
         each = [
