@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,21 @@ import torch
 from torch import Tensor
 
 from tests.core.damage import DAMAGES, Source, sources
+from tests.core.damage_formats import (
+    BYTES,
+    GGUF_DAMAGES,
+    GGUF_TYPES,
+    MARKER_DAMAGES,
+    GGUFDraft,
+    gguf_source,
+    kitchen_sources,
+)
 from tests.core.random_models import relative
 from tests.long import size
 from zimage_core.weights import READERS, WeightsError, describe
 
 SEED = int(os.environ.get("ZIMAGE_SEED", "4711"))
+FORMAT_FILES = size(short=130, long=2600)
 FILES = size(short=9, long=112) * len(DAMAGES)
 TO_DO = re.compile(r"[Dd]ownload|[Cc]hoose|[Uu]se |Load it|Run git|check the name")
 
@@ -104,3 +115,61 @@ def test_damaged_files(good: dict[str, Source], tmp_path: Path, record_property)
     assert not failures, "\n".join([f"{len(failures)} of {FILES}", *failures[:40]])
     assert table["none"] == {"right": FILES // 10}, table
     assert all(count["refused"] for kind, count in counts.items() if kind != "none"), table
+
+
+def tried(kinds: list[str], files: int, make: Callable, path: Path) -> dict[str, Counter]:
+    """The outcomes of files by kind of damage. make(rng, kind) -> (source, content, what it is)."""
+    counts: dict[str, Counter] = {kind: Counter() for kind in kinds}
+    failures = []
+    for number in range(files):
+        kind, rng = kinds[number % len(kinds)], random.Random(SEED + number)
+        what = kind
+        try:
+            source, content, what = make(rng, kind)
+            path.write_bytes(content)
+            counts[kind][outcome(source, path)] += 1
+        except Exception as error:
+            failures.append(
+                f"ZIMAGE_SEED={SEED}, file {number}: {kind} of {what}: {type(error).__name__}: {error!s:.300}"
+            )
+    assert not failures, "\n".join([f"{len(failures)} of {files}", *failures[:40]])
+    return counts
+
+
+@pytest.mark.sampled
+def test_damaged_files_of_comfyui_formats(tmp_path: Path, record_property) -> None:
+    """Markers with odd values, and layers whose tensors are not those of their format."""
+    good = kitchen_sources()
+
+    def make(rng: random.Random, kind: str) -> tuple[Source, bytes, str]:
+        name = rng.choice(list(good))
+        draft = copy.deepcopy(good[name].draft)
+        if kind != "none":
+            MARKER_DAMAGES[kind](rng, draft)
+        return good[name], draft.written(), name
+
+    counts = tried([*MARKER_DAMAGES, "none"], FORMAT_FILES, make, tmp_path / "file.safetensors")
+    record_property("outcomes", {kind: dict(count) for kind, count in counts.items()})
+    assert list(counts.pop("none")) == ["right"]
+    assert all(count["refused"] for count in counts.values()), counts
+
+
+@pytest.mark.sampled
+def test_damaged_gguf_files(tmp_path: Path, record_property) -> None:
+    """Counts, sizes, places, types and names in the header that are wrong, huge or odd."""
+    good = {name: gguf_source(name) for name in GGUF_TYPES}
+
+    def make(rng: random.Random, kind: str) -> tuple[Source, bytes, str]:
+        name = rng.choice(list(good))
+        draft: GGUFDraft = copy.deepcopy(good[name][0])
+        if kind in GGUF_DAMAGES:
+            GGUF_DAMAGES[kind](rng, draft)
+        content = draft.written()
+        if kind in BYTES:
+            content = BYTES[kind](rng, content, len(draft.header()))
+        return Source("transformer", draft, good[name][1]), content, name
+
+    counts = tried([*GGUF_DAMAGES, *BYTES, "none"], FORMAT_FILES, make, tmp_path / "file.gguf")
+    record_property("outcomes", {kind: dict(count) for kind, count in counts.items()})
+    assert list(counts.pop("none")) == ["right"]
+    assert all(count["refused"] for count in counts.values()), counts

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+LONGEST = 160  # letters of a name in a message
 SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$")
 
 
@@ -18,6 +19,7 @@ def incomplete(name: str) -> str:
 
 
 def some(items: Iterable[str], count: int = 3) -> str:
-    """The first few, and how many more."""
+    """The first few, each cut to LONGEST letters, and how many more."""
     items = list(items)
-    return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
+    named = "; ".join(item[:LONGEST] for item in items[:count])
+    return named + (f"; and {len(items) - count} more" if len(items) > count else "")

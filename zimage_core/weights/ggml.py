@@ -6,6 +6,7 @@ read here in its order. What is not in `BLOCKS` is left to the package gguf, whe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -162,6 +163,24 @@ def values(packed: Tensor, name: str) -> Tensor:
     if block.read:
         blocks = packed.reshape(-1, block.bytes)
         return block.read(blocks).reshape(packed.shape[0], -1)
+    if packed.is_meta:
+        return packed.new_empty(packed.shape[0], packed.shape[1] // block.bytes * block.values).float()
+    return _by_gguf(packed, name)
+
+
+@functools.cache
+def is_readable(name: str) -> bool:
+    """Whether a type is read here, or by the package gguf as it is installed."""
+    if BY_NAME[name].read:
+        return True
+    try:
+        _by_gguf(torch.zeros(1, BY_NAME[name].bytes, dtype=torch.uint8), name)
+    except (ImportError, AttributeError, KeyError, NotImplementedError):
+        return False
+    return True
+
+
+def _by_gguf(packed: Tensor, name: str) -> Tensor:
     import gguf
 
     found = gguf.quants.dequantize(packed.cpu().numpy(), gguf.GGMLQuantizationType[name])

@@ -5,7 +5,6 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import mmap
 import struct
@@ -24,7 +23,10 @@ from .impostors import AGAIN
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MOST = {"tensors": 100_000, "entries of metadata": 100_000, "dimensions": 8, "bytes of a name": 65_536}
+MOST = {"tensors": 100_000, "entries of metadata": 100_000, "dimensions": 8}
+LONGEST_NAME = 512  # bytes
+LONGEST_TEXT = 1 << 26  # bytes of a text in the metadata; a tokenizer as a whole has some 10 MB
+DEEPEST = 8  # lists in lists
 LONGEST_KEPT = 64  # numbers; longer lists in the metadata are passed over, as are texts in lists
 TEXT, LIST = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -59,25 +61,27 @@ class _Reader:
             raise ValueError(f"{found} {what}")
         return found
 
-    def text(self) -> str:
+    def text(self, longest: int = LONGEST_NAME) -> str:
         length = self.number("Q")
-        if length > len(self.content) - self.at:
+        if length > min(len(self.content) - self.at, longest):
             raise ValueError(f"a text of {length} bytes")
         start, self.at = self.at, self.at + length
         return self.content[start : self.at].decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
-        """None for lists that nobody here reads."""
+    def value(self, kind: int, depth: int = 0) -> Any:
+        """None for lists that nobody here reads; depth: of the list that this value is in."""
         if kind == TEXT:
-            return self.text()
+            return self.text(LONGEST_TEXT)
         if kind != LIST:
             return self.number(_number(kind))
         inner, length = self.number("I"), self.number("Q")
         if inner in (TEXT, LIST):
             if length > len(self.content):
                 raise ValueError(f"a list of {length}")
+            if depth == DEEPEST:
+                raise ValueError(f"lists more than {DEEPEST} deep")
             for _ in range(length):
-                self.value(inner) if inner == LIST else self._skip_text()
+                self.value(inner, depth + 1) if inner == LIST else self._skip_text()
             return None
         code = _number(inner)
         if length <= LONGEST_KEPT:
@@ -112,18 +116,29 @@ def _header(content: Any) -> tuple[dict[str, Any], dict[str, Stored]]:
         shape = tuple(reader.number("Q") for _ in range(reader.count("dimensions")))[::-1]
         described.append((key, shape, reader.number("I"), reader.number("Q")))
     step = metadata.get(ALIGNMENT, 32)
-    if not isinstance(step, int) or not 1 <= step <= 65_536:
-        raise ValueError(f"{ALIGNMENT} {step}")
+    if type(step) is not int or not 8 <= step <= 65_536 or step & (step - 1):
+        raise ValueError(f"{ALIGNMENT} {str(step)[:60]}, expected a power of 2 from 8 on")
     data = -(-reader.at // step) * step
     stored = {}
     for key, shape, kind, offset in described:
         if key in stored:
             raise ValueError(f"two tensors {key[:60]}")
         stored[key] = Stored(shape, kind, data + offset, _size(key, shape, kind))
+    _check_order(stored, data, step)
     return metadata, stored
 
 
+def _check_order(stored: Mapping[str, Stored], at: int, step: int) -> None:
+    """Tensors lie one behind the other, filled up to the alignment: a wrong type or place shows here."""
+    for key, entry in sorted(stored.items(), key=lambda item: item[1].start):
+        if entry.start != at:
+            raise ValueError(f"{key[:60]} begins at byte {entry.start}, expected {at}")
+        at = -(-(at + entry.size) // step) * step
+
+
 def _size(key: str, shape: tuple[int, ...], kind: int) -> int:
+    if 0 in shape:
+        raise ValueError(f"{key[:60]} of shape {shape} holds nothing")
     if kind in ggml.PLAIN:
         return math.prod(shape) * ggml.PLAIN[kind].itemsize
     if kind not in ggml.BLOCKS:
@@ -161,8 +176,7 @@ def read_gguf(
         with_values = values or entry.size <= small
         if entry.type in ggml.PLAIN:
             dtype = ggml.PLAIN[entry.type]
-            aligned = data if entry.start % dtype.itemsize == 0 else data.clone()
-            tensors[key] = aligned.view(dtype).reshape(shape) if with_values else _nothing(shape, dtype)
+            tensors[key] = data.view(dtype).reshape(shape) if with_values else _nothing(shape, dtype)
             continue
         block = ggml.BLOCKS[entry.type]
         _check_readable(name, key, block)
@@ -189,16 +203,17 @@ def _original_shape(
     sizes = tuple(original) if isinstance(original, list) else ()
     if not all(type(size) is int and size >= 0 for size in sizes) or math.prod(sizes) != math.prod(shape):
         raise WeightsError(
-            f"{name} stores {key} in the shape {shape} and says that it was {original}: it is damaged or was "
-            "converted wrongly. Download it again or choose another file."
+            f"{name} stores {key} in the shape {shape} and says that it was {str(original)[:60]}: it is "
+            "damaged or was converted wrongly. Download it again or choose another file."
         )
     return sizes
 
 
 def _check_readable(name: str, key: str, block: ggml.Block) -> None:
-    if block.read is None and importlib.util.find_spec("gguf") is None:
+    if not ggml.is_readable(block.name):
         ours = some([b.name for b in ggml.BLOCKS.values() if b.read], count=10)
         raise WeightsError(
-            f"{name} stores {key} as {block.name}. Without the Python package gguf this loader reads {ours}: "
-            "install gguf into ComfyUI's Python, or use a file of one of those types."
+            f"{name} stores {key} as {block.name}. Without a Python package gguf that knows it this loader "
+            f"reads {ours}: install the newest gguf into ComfyUI's Python, or use a file of one of those "
+            "types."
         )

@@ -22,9 +22,13 @@ FP8 = {
 }
 SCALE_SHAPES = "one value, one per row, or one per block of rows and columns"
 BLOCK = 128  # rows and columns to a scale where neither divides the weight (DeepSeek-V3, section 3.3)
+LARGEST_ROTATION = 4096  # columns; ComfyUI's own is 256
 TILE = (128, 4)  # block scales are stored in tiles of so many rows and columns, as cuBLAS reads them
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # e2m1; the fourth bit is the sign
 BYTES = (torch.uint8, torch.int8)
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+E4M3 = (torch.float8_e4m3fn, torch.uint8)  # types under which files have such numbers
+E8M0 = (torch.uint8, *([torch.float8_e8m0fnu] if hasattr(torch, "float8_e8m0fnu") else []))
 
 Spec = Mapping[str, Any]  # {"format": ..., and what else a format needs}
 Parts = Mapping[str, Tensor]  # of one layer: "weight" and its companions
@@ -61,8 +65,11 @@ def _rotation_size(spec: Spec) -> int:
 def _rotation_problem(columns: int, spec: Spec) -> str | None:
     size = _rotation_size(spec)
     power_of_four = size >= 4 and size & (size - 1) == 0 and size.bit_length() % 2 == 1
-    if not power_of_four or columns % size:
-        return f"{columns} columns rotated in groups of {size}, expected a power of 4 that divides them"
+    if not power_of_four or size > LARGEST_ROTATION or columns % size:
+        return (
+            f"{columns} columns rotated in groups of {size}, expected a power of 4 that divides them, at "
+            f"most {LARGEST_ROTATION}"
+        )
     return None
 
 
@@ -120,6 +127,8 @@ def _int8_problem(parts: Parts, spec: Spec) -> str | None:
     weight, scale = parts["weight"], parts["weight_scale"]
     if weight.ndim != 2 or scale.numel() not in (1, weight.shape[0]):
         return f"{tuple(weight.shape)} with scales {tuple(scale.shape)}, expected one scale or one a row"
+    if problem := _type_problem(parts, {"weight_scale": PLAIN}):
+        return problem
     return _rotation_problem(weight.shape[1], spec) if spec.get("convrot") else None
 
 
@@ -143,17 +152,30 @@ def _untiled(scales: Tensor, rows: int, columns: int) -> Tensor:
     return plain[:rows, :columns]
 
 
-def _tiled_problem(group: int, columns_per_byte: int) -> Callable[[Parts, Spec], str | None]:
+def _type_problem(parts: Parts, wanted: Mapping[str, tuple[torch.dtype, ...]]) -> str | None:
+    for name, types in wanted.items():
+        if name in parts and parts[name].dtype not in types:
+            expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
+            return f"{name} of {str(parts[name].dtype).removeprefix('torch.')}, expected {expected}"
+    return None
+
+
+def _tiled_problem(
+    group: int, columns_per_byte: int, scales: tuple[torch.dtype, ...]
+) -> Callable[[Parts, Spec], str | None]:
     def problem(parts: Parts, spec: Spec) -> str | None:
         weight, scale = parts["weight"], parts["weight_scale"]
         if weight.ndim != 2 or weight.shape[1] * columns_per_byte % group:
             return f"a weight of shape {tuple(weight.shape)}, expected a matrix in groups of {group} columns"
         down, right = _tiles(weight.shape[0], weight.shape[1] * columns_per_byte // group)
-        if scale.numel() != down * right * TILE[0] * TILE[1] or scale.element_size() != 1:
+        if scale.numel() != down * right * TILE[0] * TILE[1]:
             return (
                 f"{scale.numel()} block scales of {scale.dtype} for a weight of shape {tuple(weight.shape)}, "
                 f"expected {down * right * TILE[0] * TILE[1]} of one byte"
             )
+        types = {"weight_scale": scales, "weight_scale_2": PLAIN, "pre_quant_scale": PLAIN}
+        if problem := _type_problem(parts, types):
+            return problem
         extra = parts.get("weight_scale_2")
         if extra is not None and extra.numel() != 1:
             return f"weight_scale_2 of shape {tuple(extra.shape)}, expected one value"
@@ -201,6 +223,8 @@ def _w4a4_problem(parts: Parts, spec: Spec) -> str | None:
     weight, scale = parts["weight"], parts["weight_scale"]
     if weight.ndim != 2 or scale.numel() != weight.shape[0]:
         return f"{tuple(weight.shape)} with scales {tuple(scale.shape)}, expected one scale a row"
+    if problem := _type_problem(parts, {"weight_scale": PLAIN}):
+        return problem
     return _rotation_problem(2 * weight.shape[1], spec)
 
 
@@ -223,6 +247,9 @@ def _w4a8_problem(parts: Parts, spec: Spec) -> str | None:
     for name, shape in wanted.items():
         if name in parts and tuple(parts[name].shape) != shape:
             return f"{name} of shape {tuple(parts[name].shape)}, expected {shape}"
+    types = dict.fromkeys(wanted, PLAIN) | {"weight_s_rel": (*PLAIN, *E4M3)}
+    if problem := _type_problem(parts, types):
+        return problem
     return _rotation_problem(2 * weight.shape[1], spec)
 
 
@@ -266,14 +293,16 @@ LAYOUTS = {
         for name, dtype in FP8.items()
     },
     "int8_tensorwise": Layout((torch.int8,), SCALE, INPUT, ROTATED, _as_stored, _int8_problem, _int8),
-    "mxfp8": Layout((torch.float8_e4m3fn,), SCALE, INPUT, FULL, _as_stored, _tiled_problem(32, 1), _mxfp8),
+    "mxfp8": Layout(
+        E4M3[:1], SCALE, INPUT, FULL, _as_stored, _tiled_problem(32, 1, E8M0), _mxfp8
+    ),
     "nvfp4": Layout(
         BYTES,
         ("weight_scale", "weight_scale_2"),
         ("input_scale", "pre_quant_scale"),
         FULL,
         _two_a_byte,
-        _tiled_problem(16, 2),
+        _tiled_problem(16, 2, E4M3),
         _nvfp4,
     ),
     "convrot_w4a4": Layout(

@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .errors import WeightsError, some
+from .errors import LONGEST, WeightsError, some
 from .keys import LEFTOVERS
 from .layouts import COMPANIONS, FP8, LAYOUTS, SCALE, dequantise, parts_of
 from .quantisers import FLOATS, refuse_format, refuse_layer
@@ -26,6 +26,7 @@ NAMES = {  # of a layer's scales in files -> ours. DeepSeek's "inv" is a factor 
     "input_scale": "input_scale",
     "scale_input": "input_scale",
 }
+LONGEST_MARKER = 65_536  # bytes
 METADATA = "_quantization_metadata"
 LARGEST = 100.0  # of plain weights, by far; scaled fp8 goes up to 448 or 57344
 
@@ -71,8 +72,8 @@ def normalise(
         weight, scale = parts.get("weight"), parts.get("weight_scale")
         if weight is None:
             raise WeightsError(
-                f"{name} says how {layer}.weight is quantised and does not hold it: tensors were renamed or "
-                "left out. Download the file again or choose another."
+                f"{name} says how {layer[:LONGEST]}.weight is quantised and does not hold it: tensors were "
+                "renamed or left out. Download the file again or choose another."
             )
         plain = weight.dtype in FLOATS and layer not in specs and scale is not None and not scale.is_meta
         if plain and bool((scale == 1).all()):
@@ -111,12 +112,12 @@ def _specs(
             if LEFTOVERS[kind].match(f"{layer}."):
                 continue
             if not isinstance(spec, dict):
-                broken(f"its metadata for {layer}", spec)
+                broken(f"its metadata for {layer[:LONGEST]}", spec)
             yield layer, spec
     for key, value in tensors.items():
         if not key.endswith(".comfy_quant"):
             continue
-        if value.dtype != torch.uint8 or value.is_meta:
+        if value.dtype != torch.uint8 or value.numel() > LONGEST_MARKER:
             broken(key, f"{value.numel()} values of {value.dtype}")
         text = bytes(value.flatten().tolist())
         try:
@@ -130,6 +131,7 @@ def _specs(
 
 def _checked(name: str, kind: str, layer: str, spec: dict) -> dict:
     """A marker's content with one name for each format, and its nested `params` beside the others."""
+    layer = layer[:LONGEST]  # a name out of metadata may be of any length
     if isinstance(params := spec.get("params"), dict):
         spec = {**params, **{key: value for key, value in spec.items() if key != "params"}}
     format_name = spec.get("format")
@@ -146,8 +148,8 @@ def _checked(name: str, kind: str, layer: str, spec: dict) -> dict:
             f"{name}: layer {layer} is {format_name} with {some(unknown)}, which is not known here, so its "
             "weights cannot be computed. Use the bf16 file of the same model."
         )
-    for key in SIZES:
-        if type(spec.get(key, 0)) is not int:
+    for key in spec.keys() & set(LAYOUTS[format_name].options).intersection(SIZES):
+        if type(spec[key]) is not int or not 1 <= spec[key] < 2**31:
             raise WeightsError(
                 f"{name}: layer {layer} is {format_name} with {key} {str(spec[key])[:60]!r}, expected a "
                 "number of columns. Download the file again or choose another."
@@ -196,6 +198,11 @@ def _format(
 
 def _check_parts(name: str, kind: str, layer: str, parts: dict[str, Tensor], spec: dict) -> None:
     layout = LAYOUTS[spec["format"]]
+    if parts["weight"].numel() == 0:
+        raise WeightsError(
+            f"{name}: {layer} is {spec['format']} of shape {tuple(parts['weight'].shape)} and holds nothing: "
+            "it is damaged. Download it again or choose another file."
+        )
     for companion in layout.needs:
         if companion not in parts:
             raise WeightsError(

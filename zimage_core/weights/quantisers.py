@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
-import torch
 from torch import Tensor
 
 from .errors import WeightsError, some
 from .layouts import FP8
+from .layouts import PLAIN as PLAIN_TYPES
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = PLAIN_TYPES
 READABLE = (*FLOATS, *FP8.values())
 READ = "bf16, fp16, fp32, GGUF and ComfyUI's fp8, mxfp8, nvfp4, int8 and 4-bit formats"
 PLAIN = "Use the bf16 or fp8 file of the same model."
@@ -64,7 +64,7 @@ def refuse_quantisers(name: str, kind: str, keys: Iterable[str]) -> None:
 
 def refuse_format(name: str, kind: str, layer: str, found: object) -> NoReturn:
     """For a marker with a format that is not read here; ComfyUI's own loader knows what it is."""
-    _refuse(name, kind, f"stores {layer} as {found!r}", in_host=True)
+    _refuse(name, kind, f"stores {layer} as {repr(found)[:60]}", in_host=True)
 
 
 def refuse_layer(
