@@ -65,7 +65,8 @@ class ZImagePictureText(io.ComfyNode):
         except PngError as error:
             text, report = "", str(error)
         else:
-            text = prompts[0] if prompts else ""
+            # JSON can hold halves of letters, which no text encoder takes
+            text = prompts[0].encode("utf-8", "replace").decode("utf-8") if prompts else ""
             report = f"The prompt of {path.name}:"
             if not prompts:
                 report = f"The graph in {path.name} has no prompt, or has it behind a node unknown here."

@@ -90,3 +90,10 @@ def test_quoted_texts_keep_their_marks() -> None:
     assert prompts_of('"an apple"').target == "an apple"
     assert prompts_of('write "OPEN"', "a door").target == 'a door, with the text "OPEN"'
     assert prompts_of('replace "OPEN" with "CLOSED".', 'a sign "OPEN"').target == 'a sign "CLOSED"'
+
+
+@pytest.mark.parametrize("source", ["", "a woman in a red dress"])
+@pytest.mark.parametrize("text", ["remove the", "replace a with an", "change the to blue"])
+def test_an_article_alone_names_nothing(text: str, source: str) -> None:
+    with pytest.raises(NotUnderstood, match=text):
+        prompts_of(text, source)

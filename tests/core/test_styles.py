@@ -48,6 +48,7 @@ def test_own_files(tmp_path: Path) -> None:
         ("{", ["no JSON", "line 1"]),
         ("", ["no JSON"]),
         ("[" * 100_000, ["no JSON"]),
+        ('{"a": 1' + "0" * 5000 + "}", ["no JSON"]),
         ("[]", ["list", "expected an object"]),
         ('{"a": 1}', ["'a'", "is 1", "words"]),
         ('{"a": {}}', ["'a'"]),
@@ -58,7 +59,7 @@ def test_own_files(tmp_path: Path) -> None:
         ('{" ": "x"}', ["' '"]),
         ('{"a": "' + "x" * 1_000_000 + '"}', ["1000009 bytes", "1000000"]),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_bad_file_says_what_is_wrong(tmp_path: Path, text: str, reasons: list[str]) -> None:
     file = tmp_path / "styles.json"

@@ -75,6 +75,12 @@ def test_no_name_leads_out_or_elsewhere(folder: Path, name: str) -> None:
     assert str(folder) in refusal(f"__{name}__", folder)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "b"])
+def test_a_name_that_no_file_can_have_is_missing(folder: Path, name: str) -> None:
+    said = refusal(f"__{name}__", folder)
+    assert "is no wildcard here" in said and "animal" in said and len(said) < 2000
+
+
 def test_dots_are_no_part_of_a_name(folder: Path) -> None:
     write(folder.parent, "secret.txt", "secret")
     for text in ("__../secret__", "__./animal__", "__animal.txt__", "__..\\secret__"):

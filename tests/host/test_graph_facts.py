@@ -148,6 +148,22 @@ WRONG_TYPES = {
 }
 
 
+def text_nodes(last: list) -> dict:
+    """A picture whose prompt is the text of a node, which is that of another, and so on: a thousand."""
+    nodes = {
+        f"t{n}": {"class_type": "ZImageStyle", "inputs": {"styled": [f"t{n + 1}", 0]}} for n in range(1000)
+    }
+    nodes["t1000"] = {"class_type": "ZImageStyle", "inputs": {"styled": last}}
+    encoded = {"8": {"class_type": "CLIPTextEncode", "inputs": {"text": ["t0", 0]}}}
+    return WRONG_TYPES | encoded | nodes
+
+
+BEFORE_THE_FIRST = WRONG_TYPES | {
+    "7": {"class_type": "KSampler", "inputs": {"positive": ["8", -9]}},
+    "8": {"class_type": "ControlNetApplyAdvanced", "inputs": {"positive": ["9", 0]}},
+}
+
+
 @pytest.mark.parametrize(
     "graph",
     [
@@ -161,6 +177,10 @@ WRONG_TYPES = {
         {"6": {"class_type": "SaveImage", "inputs": {"images": ["9", 0]}}},
         {"6": {"class_type": "SaveImage", "inputs": {"images": ["6", 0]}}},
         WRONG_TYPES,
+        text_nodes(["t1000", 0]),
+        text_nodes(["t0", 0]),
+        text_nodes("a fox"),
+        BEFORE_THE_FIRST,
     ],
 )
 def test_a_damaged_graph_says_nothing(graph):

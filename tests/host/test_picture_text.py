@@ -229,6 +229,18 @@ def test_without_a_prompt_there_is_an_empty_text_and_a_note(server, chunks, reas
     assert text == "" and reason in report
 
 
+def test_halves_of_letters_are_replaced(server) -> None:
+    """JSON may hold one half of an emoji; no text encoder takes it."""
+    graph = {
+        "e": {"class_type": "ZImageTextEncode", "inputs": {"text": "a \ud83d fox"}},
+        "s": {"class_type": "ZImageTurboSampler", "inputs": {"conditioning": ["e", 0]}},
+        "d": {"class_type": "VAEDecode", "inputs": {"samples": ["s", 0]}},
+        "p": {"class_type": "SaveImage", "inputs": {"images": ["d", 0]}},
+    }
+    png(server.base / "input" / "half.png", ("add_text", "prompt", json.dumps(graph)))
+    assert read(server, "half.png")[0] == "a ? fox"
+
+
 def test_a_file_that_changed_is_read_anew(server, turbo) -> None:
     for prompt in ("a fox", "a bee"):
         graph = {
@@ -241,7 +253,9 @@ def test_a_file_that_changed_is_read_anew(server, turbo) -> None:
         assert read(server, "changing.png")[0] == prompt
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "gone.png", "a.png [output]", ""])
+@pytest.mark.parametrize(
+    "name", ["../outside.png", "/etc/hostname", "gone.png", "a.png [output]", "", "a" * 999, "\0"]
+)
 def test_nothing_outside_of_the_input_folder_is_read(server, name) -> None:
     png(server.base / "outside.png", ("add_text", "prompt", "{}"))
     result = server.run(reading(name))

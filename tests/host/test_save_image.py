@@ -115,6 +115,25 @@ def test_names_count_on_in_folders_and_none_leads_out(server):
         assert not result.ok and "outside the output folder" in result.errors[0]["message"]
 
 
+@pytest.mark.parametrize("prefix", ["kept/", "kept\\..", "", " ", "kept/n%batch_num%"])
+def test_no_picture_is_written_over(server, prefix):
+    """Also where the prefix names folders alone, or has the picture's number in it."""
+    written = []
+    for color in (1, 2):
+        graph = {
+            "i": {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 16, "height": 16, "batch_size": 2, "color": color},
+            },
+            "s": {"class_type": "ZImageSaveImage", "inputs": {"images": ["i", 0], "filename_prefix": prefix}},
+        }
+        result = server.run(graph)
+        assert result.ok, explained(result)
+        written += [(found["subfolder"], found["filename"]) for found in result.outputs["s"]["images"]]
+    assert len(set(written)) == 4
+    assert not [name for _, name in written if name.startswith((".", " "))]
+
+
 def test_each_picture_of_a_batch_of_prompts_has_its_own(server):
     graph = saving(api_form("09 Several prompts (nano demo)"))
     lines = graph[node_of(graph, "ZImageTextEncode")]["inputs"]["text"].splitlines()

@@ -78,6 +78,19 @@ def test_labels_stand_above_and_without_them_there_is_no_room(server):
     assert (added == 0).all(-1).any() and not (bare == 0).all(-1).any()
 
 
+@pytest.mark.parametrize("label", ["a long prompt, " * 5000, "half \ud83d"], ids=["long", "half a letter"])
+def test_labels_that_do_not_fit(server, label):
+    graph = {
+        "i": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
+        "t": {"class_type": "PrimitiveString", "inputs": {"value": label}},
+        "s": {"class_type": "ZImageSheet", "inputs": {"images": ["i", 0], "labels": ["t", 0]}},
+        "o": {"class_type": "SaveImage", "inputs": {"images": ["s", 0], "filename_prefix": "sheet"}},
+    }
+    made = picture(server, server.run(graph, timeout=60))
+    above = made[: made.shape[0] - 64 - 12]
+    assert (above < 128).all(-1).any() and (above[:, -12:] == 255).all()
+
+
 def test_what_cannot_be_used_says_why_and_the_rest_runs(server):
     result = server.run(varied("1.5, 2", "ZImageTurboSampler", "seed", 0))
     assert not result.ok or not saved(server, result)

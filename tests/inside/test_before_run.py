@@ -24,6 +24,7 @@ NANO = ROOT / "models" / "nano"
 STATE = random_s3dit(TRANSFORMER, SEED).state_dict()
 RANK = 4
 run_notes = extension_module("nodes.host.page.run_notes")
+lora_notes = extension_module("nodes.host.running.lora_fit").lora_notes
 sampling = extension_module("nodes.sampling")
 load_patcher = extension_module("nodes.host.loading.model").load_patcher
 
@@ -139,6 +140,13 @@ def test_a_lora_of_other_shapes_is_counted(small) -> None:
     assert said(both)[0].startswith("LoRA: 1 of 2 of its parts fit this model, the others are left out")
     difference = {"diffusion_model.layers.0.attention.out.diff": torch.zeros(3, 3)}
     assert said(with_lora(small, difference))[0].startswith("LoRA: 0 of 1")
+
+
+@pytest.mark.parametrize("down, up", [((), ()), ((0, 5), (5, 0)), ((2, 7), (0, 2)), ((3,), (3,))])
+def test_a_lora_of_odd_shapes_is_counted(small, down: tuple, up: tuple) -> None:
+    odd = {f"diffusion_model.{OUT}.lora_A.weight": torch.ones(down)}
+    odd |= {f"diffusion_model.{OUT}.lora_B.weight": torch.ones(up)}
+    assert lora_notes(with_lora(small, odd))[0].startswith("LoRA: 0 of 1 of its parts fit")
 
 
 def test_of_what_is_no_lora_nothing_is_said(small) -> None:

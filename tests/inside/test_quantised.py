@@ -38,6 +38,7 @@ CAPTIONS = prompts(TRANSFORMER.cap_feat_dim, 40, 40)
 LORA = loras()[1]
 
 load_patcher = extension_module("nodes.host.loading.model").load_patcher
+lora_notes = extension_module("nodes.host.running.lora_fit").lora_notes
 clips = extension_module("nodes.host.loading.clip")
 weights = extension_module("zimage_core.weights")
 NANO = extension_module("nodes.host.built_in").NANO
@@ -168,7 +169,7 @@ def test_comfyui_formats(name: str, tmp_path: Path) -> None:
     assert relative(wide_picture(again), wide_picture(loaded)) <= SAME
     changed, meant = (wide_picture(with_lora(load_patcher(*given))) for given in ((path,), (float32, "fp32")))
     assert relative(meant, right) > EFFECT
-
+    assert lora_notes(with_lora(load_patcher(path))) == []  # its matrices are packed, the LoRA's are not
     assert relative(changed, meant) <= (MERGED[format_name] if in_host else BF16)
 
 

@@ -101,6 +101,8 @@ class Language:
         for kind, pattern in self.patterns if len(instruction) <= LONGEST else ():
             if match := pattern.fullmatch(instruction):
                 parts = {name: text.strip() for name, text in match.groupdict().items() if text}
+                if any(self.is_article(parts[name]) for name in THINGS if name in parts):
+                    return None, {}
                 parts |= {name: self.bare(parts[name]) for name in BARE.get(kind, ()) if name in parts}
                 if "how" in parts:
                     parts["how"] = self.rules["doing"].get(parts["how"].lower(), parts["how"])
@@ -142,6 +144,10 @@ class Language:
     def bare(self, phrase: str) -> str:
         """Without the article."""
         return re.sub("^" + self.rules["determiner"], "", phrase, flags=FLAGS)
+
+    def is_article(self, phrase: str) -> bool:
+        """Whether it is that and no more: nothing is named."""
+        return re.fullmatch(self.rules["articles"], phrase, FLAGS) is not None
 
     def changed(self, kind: str, text: str, fields: dict[str, str]) -> str | None:
         """The description after the change; None where it has no word of what changes and needs none.

@@ -33,7 +33,9 @@ def read_styles(path: Path) -> Styles:
         if size > LARGEST_FILE:
             raise StyleError(f"{path} has {size} bytes; a file of styles may have {LARGEST_FILE}.")
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except StyleError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # also a number too long for Python
         raise StyleError(f"{path} is no JSON text: {error}") from error
     if not isinstance(found, dict):
         raise StyleError(f'{path} is a JSON {type(found).__name__}; expected an object, {{"name": "words"}}.')

@@ -19,6 +19,7 @@ NAME = "[A-Za-z0-9_/-]+"
 LARGEST_FILE = 1_000_000  # bytes
 DEEPEST = 8  # choices in choices
 MOST = 100  # replacements in one text
+LONGEST = 200  # letters of a name that an error repeats
 LISTED = 20  # names that an error repeats
 
 _TOKEN = re.compile(rf"\\(__(?:{NAME}?__)?|[{{}}|])|__({NAME}?)__|([{{}}|])")
@@ -85,8 +86,11 @@ class Wildcards:
                     yield name, path
 
     def _is_inside(self, path: Path) -> bool:
-        """A file, and not a link to one elsewhere."""
-        return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
+        """A file, and not a link to one elsewhere; names that no file can have are none."""
+        try:
+            return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
+        except OSError:
+            return False
 
     def _path(self, name: str) -> Path:
         path = self.folder.joinpath(*name.split("/"))
@@ -97,6 +101,7 @@ class Wildcards:
         there = ", ".join(names[:LISTED]) or "nothing"
         if len(names) > LISTED:
             there += f" and {len(names) - LISTED} more"
+        name = name if len(name) <= LONGEST else name[:LONGEST] + "..."
         raise WildcardError(
             f"__{name}__ is no wildcard here: {name}{_SUFFIX} is not in {self.folder}. There is: {there}. "
             f"Make that file, one choice a line, or write \\__{name}__ where the text is meant."

@@ -20,6 +20,7 @@ _PARTS: dict[str, dict] = _SPEC["parts"]
 _THROUGH: dict[str, dict] = _SPEC["through"]
 _VALUES = {"texts": (str,), "numbers": (int, float), "choices": (str,)}
 _CHOICES = {"sampler", "scheduler"}
+_MOST_TEXTS = 50  # nodes whose text is that of another
 _LONGEST_WAY = 1000  # nodes; a graph that nobody has run may go in a circle
 
 
@@ -154,15 +155,15 @@ def _encoded(graph: dict, link: Link | None, index: int | None) -> str | None:
     return prompts[index % len(prompts)] if batch is True else None
 
 
-def _text_at(graph: dict, link: Link) -> str | None:
+def _text_at(graph: dict, link: Link, passed: tuple[str, ...]) -> str | None:
     """The text that an output gives, where the graph has it: typed, or written by a node that ran."""
     end = _way(graph, link, "text", lambda kind: kind in _SPEC["texts"])
-    if end is None or end.output != 0:
+    if end is None or end.output != 0 or end.node in passed or len(passed) > _MOST_TEXTS:
         return None
     kind = _kind(graph, end.node)
     if kind == "ZImagePromptEnhancer" and graph[end.node]["inputs"].get("locked") is not True:
         return None  # then the text is not in the graph, or is not what was used
-    text = _value(graph, end.node, _SPEC["texts"][kind], "texts")
+    text = _value(graph, end.node, _SPEC["texts"][kind], "texts", (*passed, end.node))
     if kind == "ZImageStyle":
         return text or None  # without its words where it has not run
     if kind == "ZImageWildcards" and not text:  # not run for this picture: the host compares the drawn texts
@@ -171,15 +172,18 @@ def _text_at(graph: dict, link: Link) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _value(graph: dict, node: str, name: str, kind: str) -> Any:
-    """A widget's value, or that of a node that holds one; else None. kind: see _VALUES."""
+def _value(graph: dict, node: str, name: str, kind: str, passed: tuple[str, ...] = ()) -> Any:
+    """A widget's value, or that of a node that holds one; else None. kind: see _VALUES.
+
+    passed: nodes whose texts led here.
+    """
     value = graph[node]["inputs"].get(name)
     for _ in range(_LONGEST_WAY):
         link = _as_link(value)
         if link is None:
             return value if isinstance(value, _VALUES[kind]) and not isinstance(value, bool) else None
         if kind == "texts":
-            return _text_at(graph, link)
+            return _text_at(graph, link, passed)
         holder = _SPEC["numbers"].get(_kind(graph, link.node))
         value = graph[link.node]["inputs"].get(holder) if holder else None
     return None
@@ -217,5 +221,5 @@ def _link(graph: dict, node: str, name: str) -> Link | None:
 
 def _as_link(value: Any) -> Link | None:
     if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str):
-        return Link(value[0], value[1]) if isinstance(value[1], int) else None
+        return Link(value[0], value[1]) if type(value[1]) is int and value[1] >= 0 else None
     return None

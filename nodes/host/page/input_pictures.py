@@ -17,7 +17,12 @@ def input_pictures() -> list[str]:
 def input_picture(name: str) -> Path:
     """The file of that name in the input folder or in a folder there. Raises ValueError for any other."""
     folder = Path(folder_paths.get_input_directory()).resolve()
-    path = (folder / name.removesuffix(" [input]")).resolve()
-    if not path.is_relative_to(folder) or not path.is_file():
-        raise ValueError(f"There is no picture {name!r} in ComfyUI's input folder: upload it, or choose one.")
-    return path
+    try:
+        path = (folder / name.removesuffix(" [input]")).resolve()
+        if path.is_relative_to(folder) and path.is_file():
+            return path
+    except (OSError, ValueError):  # no file can have such a name
+        pass
+    raise ValueError(
+        f"There is no picture {name[:200]!r} in ComfyUI's input folder: upload it, or choose one."
+    )

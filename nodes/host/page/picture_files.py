@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+NAME = "zimage"  # of files without one
 LOSSLESS = 100  # the quality at which WebP loses nothing
 LONGEST = {"webp": 16383, "jpeg": 65535}  # pixels of a side that the format can hold
 LARGEST_EXIF = 65533  # bytes that a JPEG can hold
@@ -41,18 +42,26 @@ def save_pictures(
     if max(width, height) > LONGEST.get(kind, max(width, height)):
         raise ValueError(f"{width}x{height} pixels: {kind} takes {LONGEST[kind]} a side. Choose png.")
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), width, height
+        _named(prefix), folder_paths.get_output_directory(), width, height
     )
     graphs = [] if nothing_is_written() else _graphs(hidden)
     results, notes = [], {}
     for number, (image, text) in enumerate(zip(images, fields, strict=True)):
         batch_name = name.replace("%batch_num%", str(number))
-        file = f"{batch_name}_{counter + number:05}_.{SUFFIXES[kind]}"
+        while Path(folder, file := f"{batch_name}_{counter:05}_.{SUFFIXES[kind]}").exists():
+            counter += 1  # the host does not count on where the name has %batch_num%
         picture = Image.fromarray(np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8))
         note = _WRITERS[kind](Path(folder, file), picture, quality, graphs, text)
         notes |= {note: None} if note else {}
         results.append(ui.SavedResult(file, subfolder, io.FolderType.output))
+        counter += 1
     return results, list(notes)
+
+
+def _named(prefix: str) -> str:
+    """With a name behind folders: one of dots alone is hidden, and the host does not count such files."""
+    folders, separator, name = prefix.replace("\\", "/").rpartition("/")
+    return prefix if name.strip(". ") else f"{folders}{separator}{NAME}"
 
 
 def _write_png(path: Path, picture: Image.Image, quality: int, graphs: Graphs, text: str) -> None:

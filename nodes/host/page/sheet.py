@@ -66,7 +66,17 @@ def _font(text: str, size: int) -> ImageFont.ImageFont:
 
 def _fitted(text: str, width: int, size: int) -> str:
     """The first line, shortened at its end to the width."""
-    text, font = (text.splitlines() or [""])[0], _font(text, size)
-    while text and font.getlength(text) > width:
-        text = text[:-4].rstrip() + "..." if len(text) > 4 else ""
-    return text
+    text, font = (text.splitlines() or [""])[0][:width], _font(text, size)  # a letter takes a pixel at least
+    text = text.encode("utf-8", "replace").decode("utf-8")  # fonts know no halves of letters
+
+    def kept(letters: int) -> str:
+        return text if letters == len(text) else text[:letters].rstrip() + "..."
+
+    fitting, too_many = 0, len(text) + 1
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if font.getlength(kept(middle)) <= width:
+            fitting = middle
+        else:
+            too_many = middle
+    return kept(fitting) if fitting else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -58,12 +59,10 @@ def _changes(patcher: Any) -> tuple:
 
 def _fits(patcher: Any) -> Iterator[bool]:
     """Of each patch of a weight, whether it has the weight's shape."""
-    if not patcher.patches:
-        return
-    weights = patcher.model.state_dict()
     for key, patches in patcher.patches.items():
+        weight = comfy.utils.get_attr(patcher.model, key)  # a state dict has packed ones as they are stored
         for _, patch, _, offset, _ in patches:
-            shape = list(weights[key].shape)
+            shape = list(weight.shape)
             if offset is not None:
                 shape[offset[0]] = offset[2]
             yield _has_shape(patch, torch.Size(shape))
@@ -75,6 +74,8 @@ def _has_shape(patch: Any, shape: torch.Size) -> bool:
         up, down, _, middle, *rest = patch.weights
         if middle is not None or any(isinstance(size, (list, tuple)) for size in rest):  # it brings a shape
             return True
+        if min(up.ndim, down.ndim) < 1 or 0 in (up.numel(), down.numel()):
+            return False
         return up[0].numel() == len(down) and len(up) * down[0].numel() == shape.numel()
     if isinstance(patch, tuple) and patch[0] == "diff":
         value, *padded = patch[1]
