@@ -6,6 +6,8 @@ import copy
 import runpy
 from types import SimpleNamespace
 
+import pytest
+
 from tests.host.server import PACK_ROOT
 
 saved_workflow = runpy.run_path(str(PACK_ROOT / "nodes" / "host" / "page" / "saved_workflow.py"))
@@ -55,6 +57,31 @@ def test_without_a_workflow_or_the_node_in_it() -> None:
     assert after("4", None)[0]["text"] == "new"
     for node_id in ("9", "4:1", "4.0.1"):
         assert after(node_id, {"nodes": [NODE]})[1] == {"nodes": [NODE]}
+
+
+@pytest.mark.parametrize(
+    "workflow",
+    [
+        "text",
+        [NODE],
+        7,
+        {"nodes": None},
+        {"nodes": [None, "4", {"id": 4, "properties": "x", "widgets_values": {"text": ""}}]},
+        {"nodes": {"4": NODE}},
+        {"nodes": [{"id": 0, "type": ["x"]}], "definitions": ["x"]},
+        {
+            "nodes": [{"id": 0, "type": "x"}],
+            "definitions": {"subgraphs": [None, {"nodes": [NODE]}, {"id": []}]},
+        },
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("node_id", ["4", "0:4"])
+def test_programs_may_send_anything_as_the_workflow(node_id: str, workflow: object) -> None:
+    prompt, pictures = {node_id: {"inputs": {}}}, {"workflow": copy.deepcopy(workflow)}
+    seen = SimpleNamespace(unique_id=node_id, prompt=prompt, extra_pnginfo=pictures)
+    put_widgets(seen, WIDGETS, VALUES, {"made_for": ["a"]})
+    assert prompt[node_id]["inputs"] == VALUES
 
 
 def chain(seed: int) -> dict:

@@ -55,11 +55,15 @@ class FileHashes:
         except (OSError, ValueError):
             return {}
         entries = found.items() if isinstance(found, dict) else ()
-        return {key: kept for key, kept in entries if isinstance(kept, list) and len(kept) == 3}
+        return {key: kept for key, kept in entries if _is_kept(kept)}
 
     def _write(self) -> None:
         self.kept_in.parent.mkdir(parents=True, exist_ok=True)
         self.kept_in.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
+
+
+def _is_kept(kept: object) -> bool:
+    return isinstance(kept, list) and len(kept) == 3 and isinstance(kept[2], str)
 
 
 def _state(path: Path) -> list[int]:

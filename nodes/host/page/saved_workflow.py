@@ -49,7 +49,8 @@ def _put(
         if isinstance(shown, list) and index < len(shown):
             shown[index] = value
     if saved and properties:
-        saved["properties"] = {**(saved.get("properties") or {}), **properties}
+        before = saved.get("properties")
+        saved["properties"] = {**(before if isinstance(before, dict) else {}), **properties}
 
 
 def _before(prompt: dict, number: str) -> Iterator[str]:
@@ -83,14 +84,23 @@ def _node_in(workflow: Any, path: list[str]) -> dict | None:
 
     None where a subgraph on the path is used twice: both uses are saved as one.
     """
-    if not workflow:
-        return None
-    subgraphs = {graph["id"]: graph for graph in (workflow.get("definitions") or {}).get("subgraphs") or []}
-    types = [node.get("type") for graph in (workflow, *subgraphs.values()) for node in graph.get("nodes", [])]
+    definitions = workflow.get("definitions") if isinstance(workflow, dict) else None
+    subgraphs = {str(graph.get("id")): graph for graph in _listed(definitions, "subgraphs")}
+    types = [str(node.get("type")) for graph in (workflow, *subgraphs.values()) for node in _nodes(graph)]
     graph, node = workflow, None
     for number in path:
-        if graph is None or (graph is not workflow and types.count(graph["id"]) > 1):
+        if graph is None or (graph is not workflow and types.count(str(graph.get("id"))) > 1):
             return None
-        node = next((node for node in graph.get("nodes", []) if str(node.get("id")) == number), None)
-        graph = subgraphs.get(node.get("type")) if node else None
+        node = next((node for node in _nodes(graph) if str(node.get("id")) == number), None)
+        graph = subgraphs.get(str(node.get("type"))) if node else None
     return node
+
+
+def _nodes(graph: Any) -> list[dict]:
+    return _listed(graph, "nodes")
+
+
+def _listed(owner: Any, name: str) -> list[dict]:
+    """The objects in a list of an object; programs may send anything as the workflow."""
+    found = owner.get(name) if isinstance(owner, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
