@@ -44,16 +44,19 @@ class ZImagePictureText(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, image: str) -> bool | str:
-        """Pictures in folders of the input folder are not in the list."""
+    def validate_inputs(cls, image: str | None) -> bool | str:
+        """Pictures in folders of the input folder are not in the list. None: it is linked."""
         try:
-            input_picture(image)
+            if image is not None:
+                input_picture(image)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, image: str) -> str:
+    def fingerprint_inputs(cls, image: str | None) -> str | float:
+        if image is None:
+            return float("nan")  # which file is not known yet: it is read anew
         file = input_picture(image).stat()
         return f"{file.st_mtime_ns} {file.st_size}"
 

@@ -66,9 +66,10 @@ class ZImageStyle(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, style: str) -> bool | str:
+    def validate_inputs(cls, style: str | None) -> bool | str:
+        """None: it is linked, and known when it runs."""
         try:
-            return bool(words_of(style))
+            return style is None or bool(words_of(style))
         except StyleError as error:
             return str(error)
 
