@@ -6,6 +6,8 @@ import { nodeAt } from "./node_at.js";
 const SHOWN = "zimage.text_shown";
 const NOTHING_TO_SAY = "zimage.nothing_to_say";
 const TEXT = "$$node-text-preview"; // the page's own name for such a text
+// Nodes 2.0 reads such a text as Markdown, where the end of a line is a space.
+const LINES = `[node-type^="ZImage"] [aria-label="${TEXT}"] p { white-space: pre-line }`;
 const LETTER = 6; // pixels; a Chinese character is two letters wide
 const LINE = 16;
 const AROUND = { width: 48, height: 28 }; // pixels
@@ -41,6 +43,7 @@ function remove(node) {
 app.registerExtension({
   name: "ComfyUI-ZImage.Notes",
   setup() {
+    document.head.appendChild(document.createElement("style")).textContent = LINES;
     api.addEventListener(SHOWN, ({ detail }) => fit(nodeAt(detail.node)));
     api.addEventListener(NOTHING_TO_SAY, ({ detail }) => remove(nodeAt(detail.node)));
   },

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import expect
 
 from tests.host import graphs
 from tests.web.comfy_page import ComfyPage
-from tests.web.modes import in_languages_and_modes
+from tests.web.modes import in_languages_and_modes, in_modes
 from tests.web.test_enhancer import SET
 
 PATIENCE = 60_000  # ms
@@ -47,3 +49,14 @@ def test_the_first_wrong_size_says_which_node_to_change(open_page, locale: str, 
     run_at(comfy, 1024, 1024)
     sentence = "the latent is 1024x1024: choose 128x128 (nano) as size in Z-Image Latent"
     expect(comfy.page.get_by_text(sentence).first).to_be_visible(timeout=PATIENCE)
+
+
+@in_modes
+def test_a_report_keeps_its_lines(open_page, nodes_2: bool) -> None:
+    comfy = open_page(nodes_2=nodes_2)
+    workflow = graphs.ui_form("02 Prompt enhancer (nano demo)")
+    graphs.set_widget(workflow, "ZImagePromptEnhancer", 0, "a boat" if nodes_2 else "a ship")
+    comfy.load(workflow)
+    comfy.run()
+    report = comfy.page.get_by_text("text encoder, template plain").first
+    expect(report).to_have_text(re.compile("template plain\nseed 7"), use_inner_text=True, timeout=PATIENCE)
