@@ -6,8 +6,6 @@ import { nodeAt } from "./node_at.js";
 const SHOWN = "zimage.text_shown";
 const NOTHING_TO_SAY = "zimage.nothing_to_say";
 const TEXT = "$$node-text-preview"; // the page's own name for such a text
-// Nodes 2.0 reads such a text as Markdown, where the end of a line is a space.
-const LINES = `[node-type^="ZImage"] [aria-label="${TEXT}"] p { white-space: pre-line }`;
 const LETTER = 6; // pixels; a Chinese character is two letters wide
 const LINE = 16;
 const AROUND = { width: 48, height: 28 }; // pixels
@@ -24,7 +22,7 @@ function lines(text, width) {
 function fit(node) {
   const widget = node?.widgets?.[place(node)];
   if (!widget) return;
-  const all = lines(String(widget.value), node.size[0]);
+  const all = lines(String(widget.value).replace(/&#\d+;/g, "_"), node.size[0]);
   const [least, most] = [Math.min(all, MOST_LINES), all].map((count) => count * LINE + AROUND.height);
   widget.options.getMinHeight = () => least;
   widget.options.getMaxHeight = () => most; // what room is left is for the prompt
@@ -43,7 +41,6 @@ function remove(node) {
 app.registerExtension({
   name: "ComfyUI-ZImage.Notes",
   setup() {
-    document.head.appendChild(document.createElement("style")).textContent = LINES;
     api.addEventListener(SHOWN, ({ detail }) => fit(nodeAt(detail.node)));
     api.addEventListener(NOTHING_TO_SAY, ({ detail }) => remove(nodeAt(detail.node)));
   },

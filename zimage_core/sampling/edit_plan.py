@@ -13,6 +13,8 @@ NO_OMNI = "the weights have no omni keys (siglip_*)"
 NO_MASK = "no mask is given"
 BLACK_MASK = "the mask is black everywhere"
 PAINT = "Paint where to edit: right-click the picture in Load Image, Open in MaskEditor."
+CONNECT = "Connect one to mask, or choose route auto."
+OTHER_ROUTE = "Choose route auto, which takes what these weights can do."
 NO_SOURCE = "the instruction does not tell what the picture shows now"
 EXAMPLES = "'replace the fox with an apple', 'make the background blue', 'add a hat' or 'remove the hat'"
 HOW_TO_SAY = f"Describe the picture in source_prompt, or write the instruction like {EXAMPLES}."
@@ -80,8 +82,9 @@ def plan(
     }
     if route != AUTO:
         if lacks[route]:
-            more = {NO_SOURCE: f" {HOW_TO_SAY}", BLACK_MASK: f" {PAINT}"}.get(lacks[route], "")
-            raise NoSuchRoute(f"route {route} is not possible: {lacks[route]}.{more}")
+            missing = lacks[route]
+            do = {NO_OMNI: OTHER_ROUTE, NO_MASK: CONNECT, BLACK_MASK: PAINT, NO_SOURCE: HOW_TO_SAY}[missing]
+            raise NoSuchRoute(f"route {route} is not possible: {missing}. {do}")
         taken, why = route, "it was chosen"
     else:
         taken = next(name for name, missing in lacks.items() if not missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import comfy.utils
@@ -10,7 +11,16 @@ from server import PromptServer
 LIVE_TEXT = "zimage.text"  # the event that web/enhancer.js writes into its node
 # Events for web/notes.js: a text was written under a node, and a text of before is to go.
 SHOWN, NOTHING_TO_SAY = "zimage.text_shown", "zimage.nothing_to_say"
+MARKS = re.compile(r"[&<>_*`~]")
 PAUSE = 0.1  # seconds between two of them
+
+
+def plain(text: str) -> str:
+    """The text for a page that takes it for HTML, and in Nodes 2.0 for Markdown: its marks as entities.
+
+    There two spaces before the end of a line keep it.
+    """
+    return MARKS.sub(lambda mark: f"&#{ord(mark[0])};", text).replace("\n", "  \n")
 
 
 def show_text(node_id: str | None, text: str) -> None:
@@ -18,7 +28,7 @@ def show_text(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         # Without the client's name every open page would get it, and show it on its own node of that id.
-        server.send_progress_text(text, node_id, server.client_id)
+        server.send_progress_text(plain(text), node_id, server.client_id)
         server.send_sync(SHOWN, {"node": node_id}, server.client_id)
 
 
