@@ -343,9 +343,9 @@ def test_other_routes_run_on_omni_weights(server, omni):
     ("given", "words"),
     [
         ({"instruction": "an apple", "route": "flowedit"}, [NO_SOURCE, "source_prompt"]),
-        ({"instruction": "an apple", "route": "inpaint"}, [NO_MASK]),
+        ({"instruction": "an apple", "route": "inpaint"}, [NO_MASK, "Connect one to mask"]),
         ({"instruction": "an apple", "route": "inpaint", "mask": "nothing.png"}, [BLACK_MASK, PAINT]),
-        ({"instruction": "an apple", "route": "omni"}, [NO_OMNI]),
+        ({"instruction": "an apple", "route": "omni"}, [NO_OMNI, "route auto"]),
         ({"instruction": "  "}, ["instruction is empty"]),
     ],
 )
