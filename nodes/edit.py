@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..zimage_core.prompt.edit_target import GIVEN, edit_prompts
 from ..zimage_core.prompt.instruction import Prompts
+from ..zimage_core.prompt.syntax import whole_letters
 from ..zimage_core.sampling.edit_plan import AUTO, plan
 from .edit_inputs import PATTERNS, optional, required
 from .host.page.progress import show_text
@@ -83,7 +84,8 @@ class ZImageEdit(io.ComfyNode):
         soft = soft_mask(image, mask, grow, feather)
         more = {"image_2": image_2, "image_3": image_3, "vision": vision}
         more = {name: value for name, value in more.items() if value is not None}
-        source, target = source_prompt.strip(), target_prompt.strip()
+        instruction = whole_letters(instruction)
+        source, target = (whole_letters(text).strip() for text in (source_prompt, target_prompt))
         if omni and route in (AUTO, "omni"):
             prompts = Prompts(None, instruction, None)
             who = "Not used: target_prompt; omni weights read the instruction." if target else None

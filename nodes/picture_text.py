@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..zimage_core.prompt.syntax import whole_letters
 from .host.page.graph_facts import saved_prompts
 from .host.page.input_pictures import input_picture, input_pictures
 from .host.page.png_text import PngError, graph_in
@@ -68,8 +69,7 @@ class ZImagePictureText(io.ComfyNode):
         except PngError as error:
             text, report = "", str(error)
         else:
-            # JSON can hold halves of letters, which no text encoder takes
-            text = prompts[0].encode("utf-8", "replace").decode("utf-8") if prompts else ""
+            text = whole_letters(prompts[0]) if prompts else ""
             report = f"The prompt of {path.name}:"
             if not prompts:
                 report = f"The graph in {path.name} has no prompt, or has it behind a node unknown here."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..zimage_core.prompt.parameters import parameters
+from ..zimage_core.prompt.syntax import whole_letters
 from .host.loading.graph_files import hashes_of
 from .host.page.graph_facts import GraphFacts, facts_of
 from .host.page.picture_files import SUFFIXES, nothing_is_written, save_pictures
@@ -98,7 +99,7 @@ class ZImageSaveImage(io.ComfyNode):
 
 def _fields(said: GraphFacts, size: tuple[int, int], hashes: dict[str, str]) -> str:
     told = {name: value for name, value in vars(said).items() if name != "loader"}
-    return parameters(size=size, hashes=hashes, **told)
+    return whole_letters(parameters(size=size, hashes=hashes, **told))
 
 
 def _notes(said: GraphFacts, awaited: list[str]) -> list[str]:

@@ -50,6 +50,8 @@ def _layer(rng: random.Random, draft: Draft) -> str:
 def odd_option(rng: random.Random, draft: Draft) -> None:
     """A value in a marker that no converter writes, in one layer or in all, beside the others or nested."""
     option, value = rng.choice(OPTIONS), rng.choice(ODD_VALUES)
+    if option == "convrot" and value in (1, False):  # a good value, and other weights
+        value = "yes"
     layers = [name for name in draft.entries if name.endswith(".comfy_quant")]
     nested = rng.random() < 0.3
     for name in layers if rng.random() < 0.3 else [rng.choice(layers)]:
@@ -106,6 +108,8 @@ def companion(rng: random.Random, draft: Draft) -> None:
         del draft.entries[name]
         if name.endswith(("codebook", "correction")):
             del draft.entries[f"{layer}.weight"]
+    elif name.endswith(("codebook", "correction")):  # these may be below zero
+        draft.entries[name] = entry(rng.choice([value for value in values if not (value == -1).any()]))
     else:
         draft.entries[name] = entry(rng.choice(values))
 

@@ -92,6 +92,14 @@ def test_quoted_texts_keep_their_marks() -> None:
     assert prompts_of('replace "OPEN" with "CLOSED".', 'a sign "OPEN"').target == 'a sign "CLOSED"'
 
 
+def test_what_is_said_can_be_written_into_a_log() -> None:
+    """JSON may hold one half of an emoji; a host that cannot write its log runs nothing more."""
+    with pytest.raises(NotUnderstood) as error:
+        prompts_of("zoom \ud83d out", "half \ud83d")
+    assert "zoom ? out" in str(error.value)
+    assert "\ud83d" not in prompts_of("a fox \ud83d on a hill").target
+
+
 @pytest.mark.parametrize("source", ["", "a woman in a red dress"])
 @pytest.mark.parametrize("text", ["remove the", "replace a with an", "change the to blue"])
 def test_an_article_alone_names_nothing(text: str, source: str) -> None:

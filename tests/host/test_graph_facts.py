@@ -188,6 +188,12 @@ def test_a_damaged_graph_says_nothing(graph):
     assert facts_of(graph, "6", "images") in (graph_facts.GraphFacts(), graph_facts.GraphFacts(loras=()))
 
 
+def test_a_graph_of_very_many_pictures_is_read_in_part():
+    """As many as fit into a text that is read: going through all of them again for each would take days."""
+    graph = api_form(TURBO) | {f"n{n}": {"class_type": "SaveImage", "inputs": {}} for n in range(150_000)}
+    assert saved_prompts(graph) == ["a red apple on a white background"]
+
+
 def test_prompts_of_saved_pictures_come_before_those_that_are_only_shown():
     """An edited picture does not have the prompt of the picture that was edited."""
     graph = api_form("03 Edit by instruction (nano demo)")

@@ -81,6 +81,15 @@ def test_fields_and_graphs_by_format(server, kind):
     assert graphs(image) == ({} if kind == "jpeg" else {"prompt": graph, "workflow": workflow})
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_halves_of_letters_are_replaced(server, kind):
+    """JSON may hold one half of an emoji."""
+    graph = saving(api_form(TURBO), format=kind)
+    graph[node_of(graph, "ZImageTextEncode")]["inputs"]["text"] = "a \ud83d fox"
+    (content,) = files(server, server.run(graph))
+    assert read(fields(opened(content)))[0] == "a ? fox"
+
+
 def test_pixels_are_those_of_comfyuis_own_node(server):
     """In what loses nothing; a JPEG of quality 95 is near."""
     graph = saving(api_form(TURBO))

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from .kept import QUOTED
+from .syntax import whole_letters
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 ENDS = re.compile(r"^[\s']+|[\s'.!?\u3002\uff01\uff1f]+$")
@@ -67,7 +68,7 @@ def prompts_of(instruction: str, source: str = "") -> Prompts:
 
 def tidy(text: str) -> str:
     """On one line, without quotation marks around all of it and without the mark that ends a sentence."""
-    text = ENDS.sub("", " ".join(text.split()))
+    text = ENDS.sub("", " ".join(whole_letters(text).split()))
     if text.count('"') % 2 or re.fullmatch('"[^"]*"', text):
         text = ENDS.sub("", text.strip('"'))
     return text

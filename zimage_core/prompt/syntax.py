@@ -15,9 +15,17 @@ ELSEWHERE = (  # syntax of other programs -> what it is here
 )
 
 
+def whole_letters(text: str) -> str:
+    """With ? for halves of letters: JSON can hold them, but no text encoder, file or log takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def unix_lines(text: str) -> str:
-    """Lines that end as on Windows or old Macs end in a line feed: the same prompt is the same text."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    """Lines that end as on Windows or old Macs end in a line feed: the same prompt is the same text.
+
+    Halves of letters are replaced.
+    """
+    return whole_letters(text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def several_prompts(text: str) -> list[str]:

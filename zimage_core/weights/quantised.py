@@ -33,7 +33,12 @@ LARGEST = 100.0  # of plain weights, by far; scaled fp8 goes up to 448 or 57344
 # Formats of ComfyUI and of converters for it; the scale's shape says what the ending says once more.
 FORMAT = re.compile(rf"({'|'.join(FP8)})(_tensorwise|_rowwise|_blockwise|_block3d)?")
 HARMLESS = {"format", "block_size", "group_size", "orig_shape", "orig_dtype", "full_precision_matrix_mult"}
-SIZES = ("convrot_groupsize", "group_size")  # keys whose value is a number of columns
+EXPECTED = {  # of the options that change weights: what their values are
+    "convrot_groupsize": ("a number of columns", lambda value: type(value) is int and 1 <= value < 2**31),
+    "group_size": ("a number of columns", lambda value: type(value) is int and 1 <= value < 2**31),
+    "convrot": ("true or false", lambda value: value in (None, False, True)),
+    "linear_dtype": ("int4 or int8", lambda value: value in ("int4", "int8")),
+}
 
 FNUZ = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
@@ -148,11 +153,12 @@ def _checked(name: str, kind: str, layer: str, spec: dict) -> dict:
             f"{name}: layer {layer} is {format_name} with {some(unknown)}, which is not known here, so its "
             "weights cannot be computed. Use the bf16 file of the same model."
         )
-    for key in spec.keys() & set(LAYOUTS[format_name].options).intersection(SIZES):
-        if type(spec[key]) is not int or not 1 <= spec[key] < 2**31:
+    for key in spec.keys() & EXPECTED.keys() & set(LAYOUTS[format_name].options):
+        expected, holds = EXPECTED[key]
+        if not holds(spec[key]):
             raise WeightsError(
-                f"{name}: layer {layer} is {format_name} with {key} {str(spec[key])[:60]!r}, expected a "
-                "number of columns. Download the file again or choose another."
+                f"{name}: layer {layer} is {format_name} with {key} {str(spec[key])[:60]!r}, expected "
+                f"{expected}. Download the file again or choose another."
             )
     return {**spec, "format": format_name}
 
@@ -221,15 +227,16 @@ def _check_parts(name: str, kind: str, layer: str, parts: dict[str, Tensor], spe
         raise WeightsError(
             f"{name}: {layer} is {spec['format']} and has {problem}. Use the bf16 file of the same model."
         )
-    for companion in layout.needs:
-        scale = parts[companion]
-        if scale.is_meta or scale.dtype not in FLOATS:
+    for companion, scale in parts.items():
+        if companion in ("weight", "input_scale") or scale.is_meta or scale.dtype not in FLOATS:
             continue
-        wrong = scale[~(torch.isfinite(scale) & (scale > 0))]
+        needed = companion in layout.needs  # a scale; others may be of either sign
+        wrong = scale[~(torch.isfinite(scale) & (scale > 0 if needed else True))]
         if wrong.numel():
             raise WeightsError(
-                f"{name}: {layer}.{companion} holds {float(wrong[0]):g}, expected finite numbers above 0: "
-                "the file is damaged or was converted wrongly. Download it again or choose another."
+                f"{name}: {layer}.{companion} holds {float(wrong[0]):g}, expected finite numbers"
+                f"{' above 0' if needed else ''}: the file is damaged or was converted wrongly. Download it "
+                "again or choose another."
             )
 
 

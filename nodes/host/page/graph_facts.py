@@ -20,6 +20,7 @@ _PARTS: dict[str, dict] = _SPEC["parts"]
 _THROUGH: dict[str, dict] = _SPEC["through"]
 _VALUES = {"texts": (str,), "numbers": (int, float), "choices": (str,)}
 _CHOICES = {"sampler", "scheduler"}
+_MOST_PICTURES = 100
 _MOST_TEXTS = 50  # nodes whose text is that of another
 _LONGEST_WAY = 1000  # nodes; a graph that nobody has run may go in a circle
 
@@ -56,19 +57,25 @@ class GraphFacts:
 
 
 def saved_prompts(graph: Any) -> list[str]:
-    """The prompts of all pictures that a graph saves, or shows if it saves none; without repeats."""
+    """The prompts of the pictures that a graph saves, or shows if it saves none; without repeats.
+
+    At most _MOST_PICTURES are looked at: a graph out of a file may have a hundred thousand.
+    """
     graph = _readable(graph)
     for classes in (_SPEC["saves"], _SPEC["shows"]):
         ends = [(node, classes[kind]) for node in graph if (kind := _kind(graph, node)) in classes]
         if ends:
-            prompts = [facts_of(graph, *end).prompt for end in ends]
+            prompts = [_facts(graph, *end).prompt for end in ends[:_MOST_PICTURES]]
             return list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
     return []
 
 
 def facts_of(graph: dict, node: str, name: str, index: int = 0) -> GraphFacts:
     """Of picture `index` in the batch that comes to the input `name` of a node. graph: {id: node}."""
-    graph = _readable(graph)
+    return _facts(_readable(graph), node, name, index)
+
+
+def _facts(graph: dict, node: str, name: str, index: int = 0) -> GraphFacts:
     passed: list[str] = []
     link = _way(graph, _link(graph, node, name), "picture", lambda kind: kind in _SAMPLERS, passed.append)
     several = any(_kind(graph, node) in _SPEC["joins"] for node in passed)

@@ -8,6 +8,8 @@ import time
 import comfy.utils
 from server import PromptServer
 
+from ....zimage_core.prompt.syntax import whole_letters
+
 LIVE_TEXT = "zimage.text"  # the event that web/enhancer.js writes into its node
 # Events for web/notes.js: a text was written under a node, and a text of before is to go.
 SHOWN, NOTHING_TO_SAY = "zimage.text_shown", "zimage.nothing_to_say"
@@ -28,7 +30,7 @@ def show_text(node_id: str | None, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         # Without the client's name every open page would get it, and show it on its own node of that id.
-        server.send_progress_text(plain(text), node_id, server.client_id)
+        server.send_progress_text(plain(whole_letters(text)), node_id, server.client_id)
         server.send_sync(SHOWN, {"node": node_id}, server.client_id)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
+from ....zimage_core.prompt.syntax import whole_letters
 from .progress import show_text, take_text_away
 
 
@@ -43,7 +44,7 @@ def collected(before: str = "") -> Iterator[Collected]:
 def tell(notes: Iterable[str]) -> None:
     """Under the node that runs now, below what it said before; and into the log."""
     found = _collected.get() or Collected()
-    for note in notes:
+    for note in map(whole_letters, notes):  # the host does not survive a log that cannot be written
         logging.warning("Z-Image: %s", note)
         if note not in found.notes:
             found.notes.append(note)

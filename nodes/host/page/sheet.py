@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ....zimage_core.prompt.syntax import whole_letters
+
 GAP = 12  # pixels between pictures and around them
 TEXT = 0.055  # height of letters, in heights of a picture
 SMALLEST_TEXT = 12  # pixels
@@ -66,8 +68,8 @@ def _font(text: str, size: int) -> ImageFont.ImageFont:
 
 def _fitted(text: str, width: int, size: int) -> str:
     """The first line, shortened at its end to the width."""
-    text, font = (text.splitlines() or [""])[0][:width], _font(text, size)  # a letter takes a pixel at least
-    text = text.encode("utf-8", "replace").decode("utf-8")  # fonts know no halves of letters
+    first = (whole_letters(text).splitlines() or [""])[0]
+    text, font = first[:width], _font(first, size)  # a letter takes a pixel at least
 
     def kept(letters: int) -> str:
         return text if letters == len(text) else text[:letters].rstrip() + "..."
