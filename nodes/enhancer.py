@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.enhancer import Request, describe_faithfully, enhance, terms
+from ..zimage_core.prompt.enhancer import (
+    LARGEST_SEED,
+    Outcome,
+    Request,
+    describe_faithfully,
+    enhance,
+    terms,
+)
 from ..zimage_core.prompt.faithful import FAITHFUL, offer
 from ..zimage_core.prompt.messages import AUTO, choose_template
 from ..zimage_core.prompt.syntax import unix_lines
@@ -50,32 +59,48 @@ class ZImagePromptEnhancer(io.ComfyNode):
             if values[name] not in options:
                 raise ValueError(f"{name} is {values[name]!r}; it can be {', '.join(options)}")
         if values["locked"]:
-            text, notes = values["text"], ["locked: the text is used as it stands"]
+            texts, notes = [values["text"]], ["locked: the text is used as it stands"]
         else:
-            text, notes = written(unix_lines(prompt), clip, values, cls.hidden.unique_id)
+            texts, notes = written(unix_lines(prompt), clip, values, cls.hidden.unique_id)
+        text = texts[0]
         put_widgets(cls.hidden, [widget.id for widget in widgets()], {"text": text, "locked": True})
         report = "\n".join(notes)
         show_text(cls.hidden.unique_id, report)
-        return io.NodeOutput(text, report, ui={"text": (report,), "enhanced": (text,)})
+        shown = {"text": (report,), "enhanced": (text,)}
+        if not values["locked"]:
+            shown["variants"] = tuple(texts)
+        return io.NodeOutput(text, report, ui=shown)
 
 
-def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str, list[str]]:
-    """The description and what is to be said of it. Raises ValueError where there is none."""
+def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[list[str], list[str]]:
+    """The descriptions and what is to be said of them. Raises ValueError where there is none."""
     if not prompt.strip():
         raise ValueError("prompt is empty: say in a few words what the picture shows.")
-    fixed = terms(values["fixed_terms"])
-    if FAITHFUL in (values["mode"], values["template"]):
-        how = "faithful"
-        outcome = describe_faithfully(offer(prompt, values["seed"]), chooser(clip, values, node_id), fixed)
-    else:
-        write, vocab_size = writer(clip, values, node_id)
-        template = choose_template(vocab_size) if values["template"] == AUTO else values["template"]
-        how = f"template {template}"
-        outcome = enhance(Request(prompt, template, values["language"], fixed, values["seed"]), write)
-    notes = [f"{values['source']}, {how}", *outcome.notes]
-    if outcome.text is not None:
-        return outcome.text, notes
+    how, describe = describer(prompt, clip, values, node_id)
+    outcomes = [describe((values["seed"] + n) % (LARGEST_SEED + 1)) for n in range(values["variants"])]
+    notes = [f"{values['source']}, {how}"]
+    for number, outcome in enumerate(outcomes, 1):
+        notes += [f"{number}. {note}" if len(outcomes) > 1 else note for note in outcome.notes]
+    if texts := [outcome.text for outcome in outcomes if outcome.text is not None]:
+        return texts, notes
     if values["on_failure"] != USE_PROMPT:
         # the reason first: a toast shows three lines
-        raise ValueError("\n".join((*reversed(outcome.notes), f"No description was written ({notes[0]}).")))
-    return prompt, [*notes, "the prompt is used as it is"]
+        raise ValueError("\n".join((*reversed(notes[1:]), f"No description was written ({notes[0]}).")))
+    return [prompt], [*notes, "the prompt is used as it is"]
+
+
+def describer(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str, Callable[[int], Outcome]]:
+    """How the prompt is described, in words, and what does it for a seed."""
+    fixed = terms(values["fixed_terms"])
+    if FAITHFUL in (values["mode"], values["template"]):
+
+        def describe(seed: int) -> Outcome:
+            choose = chooser(clip, values | {"seed": seed}, node_id)
+            return describe_faithfully(offer(prompt, seed), choose, fixed)
+
+        return "faithful", describe
+    write, vocab_size = writer(clip, values, node_id)
+    template = choose_template(vocab_size) if values["template"] == AUTO else values["template"]
+    return f"template {template}", lambda seed: enhance(
+        Request(prompt, template, values["language"], fixed, seed), write
+    )

@@ -11,6 +11,7 @@ from .host.page.schema import advanced
 from .host.writing.sources import TEXT_ENCODER, sources
 
 USE_PROMPT = "original prompt"
+MOST_VARIANTS = 3
 CHOICES = {  # combo -> its options and what they do; the first is the default
     "template": (
         (AUTO, "standard", "short", FAITHFUL, PLAIN),
@@ -140,5 +141,15 @@ def widgets() -> list:
             1,
             2,
             "Over 1 avoids words that it has written. Try 1.05 for loops.",
+        ),
+        advanced(
+            io.Int,
+            "variants",
+            default=1,
+            min=1,
+            max=MOST_VARIANTS,
+            optional=True,
+            tooltip="How many descriptions are written, with this seed and the next ones. The first goes on; "
+            "the buttons on the node take another one and lock it.",
         ),
     ]

@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { say } from "./translations.js";
 
 const TYPE = "ZImagePromptEnhancer";
-const OPENERS = ["prompt", "seed", "template"];
+const OPENERS = ["prompt", "seed", "template", "variants"];
 const DIM = 0.45;
 
 /** Dims the prompt box. Nodes 2.0 makes a box of its own, which a rule of style finds. */

@@ -18,6 +18,7 @@ from zimage_core.prompt.enhancer import (
 )
 from zimage_core.prompt.faithful import offer
 from zimage_core.prompt.kept import missing
+from zimage_core.prompt.language import lost_words
 from zimage_core.prompt.messages import LANGUAGES, PLAIN, TEMPLATES, as_chat, choose_template, compose
 
 CHINESE = "\u4e00\u53ea\u72d0\u72f8"
@@ -45,7 +46,8 @@ def test_normal_asks_once_and_names_what_is_lacking() -> None:
     prompt = 'a fox, 5 mm high, 12 kg, at 20\u00b0C, with a sign "OPEN" and \u201cCLOSED\u201d'
     outcome = enhance(Request(prompt, "standard"), write)
     assert outcome.text == "A dog with a sign, about 5mm, at 20 \u00b0C."
-    assert outcome.notes == ["seed 0", "not in the description: OPEN, CLOSED, 12 kg"]
+    lost = "words of the prompt that the description lacks: fox, high"
+    assert outcome.notes == ["seed 0", "not in the description: OPEN, CLOSED, 12 kg", lost]
     assert len(write.asked) == 1
     kept = enhance(Request(prompt, "standard"), Answers(f"Here it stands: {prompt}."))
     assert kept.notes == ["seed 0"]
@@ -183,3 +185,19 @@ def test_unknown_names_are_refused() -> None:
     for template, language in (("grand", "auto"), ("standard", "fr")):
         with pytest.raises(ValueError, match="known are"):
             compose("a fox", template, language)
+
+
+@pytest.mark.parametrize(
+    "prompt, answer, lost",
+    [
+        ("a smiling woman with red boots", "The woman smiles; her boots are of leather.", ["red"]),
+        ("two babies running, dresses", "A baby runs in a dress, two of them.", []),
+        ("a black cat in a car", "A blank category, a cart.", ["black", "cat", "car"]),
+        ('the words "RED DOOR" on a door', "The words are on this door.", []),
+        ("Fox and fox", "A dog.", ["Fox"]),
+        ("\u7ea2\u8272\u7684\u72d0\u72f8", "\u7684\u72d0\u72f8", ["\u7ea2\u8272"]),
+        ("a fox", CHINESE, []),
+    ],
+)
+def test_words_of_the_prompt_that_are_in_no_form_there(prompt, answer, lost) -> None:
+    assert lost_words(prompt, answer) == lost

@@ -302,3 +302,11 @@ def test_cancel_while_an_endpoint_is_silent(server, chat) -> None:
     assert result.interrupted and not result.errors
     assert ended == [True]
     assert shown(server.run(text_graph("a fox", source="mine", seed=54))) == "A fox in the snow."
+
+
+def test_variants_are_what_the_next_seeds_write(server) -> None:
+    free = {"max_tokens": 24, "temperature": 2.0, "top_k": 0, "top_p": 1.0}
+    result = server.run(text_graph(seed=70, variants=3, **free))
+    texts = result.outputs["2"]["variants"]
+    assert shown(result) == texts[0] and len(set(texts)) == 3
+    assert shown(server.run(text_graph(seed=72, **free))) == texts[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 
 import pytest
@@ -78,3 +79,24 @@ def test_the_text_grows_is_kept_and_can_be_locked(open_page, server, nodes_2):
     assert sent["text"] == "a green tree" and sent["locked"] is True
     assert run_and_wait(comfy, server)["outputs"][str(enhancer)]["enhanced"] == ["a green tree"]
     assert saved()[1:3] == ["a green tree", True]
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes 2.0"])
+def test_one_of_several_texts_is_taken_by_a_button(open_page, server, nodes_2):
+    workflow = graphs.ui_form("02 Prompt enhancer (nano demo)")
+    (enhancer,) = [node["id"] for node in workflow["nodes"] if node["type"] == NODE]
+    comfy = open_page(nodes_2=nodes_2)
+    comfy.load(workflow)
+    comfy.page.wait_for_function("id => app.graph.getNodeById(id)", arg=enhancer)
+    buttons = comfy.page.locator("button[title]", has_text=re.compile(r"^[123]$"))
+    assert buttons.count() == 0
+    for name, value in {"seed": next(SEEDS), "max_tokens": 30, "temperature": 2, "variants": 3}.items():
+        comfy.page.evaluate(SET, [enhancer, name, value])
+    texts = run_and_wait(comfy, server)["outputs"][str(enhancer)]["variants"]
+    buttons.nth(2).wait_for()
+    assert [buttons.nth(at).get_attribute("title") for at in range(3)] == texts
+    buttons.nth(1).click()
+    sent = comfy.page.evaluate(SEND, enhancer)
+    assert sent["text"] == texts[1] and sent["locked"] is True
+    assert run_and_wait(comfy, server)["outputs"][str(enhancer)]["enhanced"] == [texts[1]]
+    assert buttons.count() == 3, "another one can still be taken"

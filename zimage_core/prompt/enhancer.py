@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .answer import AnswerError, read_answer
 from .faithful import Offer
 from .kept import missing
+from .language import lost_words
 from .messages import AUTO, Message, compose
 
 LARGEST_SEED = 2**64 - 1
@@ -85,6 +86,8 @@ def enhance(request: Request, write: Write) -> Outcome:
     lacking = [*absent(request.fixed, outcome.text), *missing(request.prompt, outcome.text)]
     if lacking:
         outcome.notes.append(f"not in the description: {', '.join(dict.fromkeys(lacking))}")
+    if lost := lost_words(request.prompt, outcome.text):
+        outcome.notes.append(f"words of the prompt that the description lacks: {', '.join(lost)}")
     return outcome
 
 
