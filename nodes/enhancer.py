@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.enhancer import (
-    LARGEST_SEED,
-    Outcome,
-    Request,
-    describe_faithfully,
-    enhance,
-    terms,
-)
-from ..zimage_core.prompt.faithful import FAITHFUL, offer
-from ..zimage_core.prompt.messages import AUTO, choose_template
+from ..zimage_core.prompt.enhancer import LARGEST_SEED
 from ..zimage_core.prompt.syntax import unix_lines
 from .enhancer_settings import CHOICES, USE_PROMPT, widgets
 from .host.page.progress import show_text
 from .host.page.saved_workflow import put_widgets
 from .host.page.schema import schema
-from .host.writing.sources import chooser, writer
+from .host.writing.description import describer
 
 
 class ZImagePromptEnhancer(io.ComfyNode):
@@ -87,20 +76,3 @@ def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[list
         # the reason first: a toast shows three lines
         raise ValueError("\n".join((*reversed(notes[1:]), f"No description was written ({notes[0]}).")))
     return [prompt], [*notes, "the prompt is used as it is"]
-
-
-def describer(prompt: str, clip: object, values: dict, node_id: str) -> tuple[str, Callable[[int], Outcome]]:
-    """How the prompt is described, in words, and what does it for a seed."""
-    fixed = terms(values["fixed_terms"])
-    if FAITHFUL in (values["mode"], values["template"]):
-
-        def describe(seed: int) -> Outcome:
-            choose = chooser(clip, values | {"seed": seed}, node_id)
-            return describe_faithfully(offer(prompt, seed), choose, fixed)
-
-        return "faithful", describe
-    write, vocab_size = writer(clip, values, node_id)
-    template = choose_template(vocab_size) if values["template"] == AUTO else values["template"]
-    return f"template {template}", lambda seed: enhance(
-        Request(prompt, template, values["language"], fixed, seed), write
-    )
