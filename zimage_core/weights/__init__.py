@@ -2,6 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .errors import WeightsError
+from .lora import LoraFile, LoraFit, fit_lora, read_lora
 from .modules import (
     load_autoencoder,
     load_control,
@@ -23,8 +24,11 @@ from .readers import (
 __all__ = [
     "READERS",
     "Checkpoint",
+    "LoraFile",
+    "LoraFit",
     "WeightsError",
     "describe",
+    "fit_lora",
     "load_autoencoder",
     "load_control",
     "load_text_encoder",
@@ -33,6 +37,7 @@ __all__ = [
     "parts_of",
     "read_autoencoder",
     "read_control",
+    "read_lora",
     "read_text_encoder",
     "read_transformer",
     "read_vision_encoder",
