@@ -53,7 +53,8 @@ def rotation(size: int, device: torch.device) -> Tensor:
     return matrix / size**0.5
 
 
-def _rotated_back(matrix: Tensor, size: int) -> Tensor:
+def rotated(matrix: Tensor, size: int) -> Tensor:
+    """Each row in groups of `size` columns, rotated; once more gives the matrix again."""
     groups = matrix.unflatten(1, (-1, size))
     return (groups @ rotation(size, matrix.device)).flatten(1)
 
@@ -134,7 +135,7 @@ def _int8_problem(parts: Parts, spec: Spec) -> str | None:
 
 def _int8(parts: Parts, spec: Spec) -> Tensor:
     matrix = _scaled(parts, spec)
-    return _rotated_back(matrix, _rotation_size(spec)) if spec.get("convrot") else matrix
+    return rotated(matrix, _rotation_size(spec)) if spec.get("convrot") else matrix
 
 
 def _tiles(rows: int, columns: int) -> tuple[int, int]:
@@ -230,7 +231,7 @@ def _w4a4_problem(parts: Parts, spec: Spec) -> str | None:
 
 def _w4a4(parts: Parts, spec: Spec) -> Tensor:
     matrix = _signed(_nibbles(parts["weight"], high_first=False))
-    return _rotated_back(matrix * parts["weight_scale"].float().reshape(-1, 1), _rotation_size(spec))
+    return rotated(matrix * parts["weight_scale"].float().reshape(-1, 1), _rotation_size(spec))
 
 
 def _w4a8_problem(parts: Parts, spec: Spec) -> str | None:
@@ -264,7 +265,7 @@ def _w4a8(parts: Parts, spec: Spec) -> Tensor:
     matrix = matrix * parts["weight_s_channel"].float()[:, None]
     if "weight_correction" in parts:
         matrix = matrix + parts["weight_correction"].float().T.repeat_interleave(group, 1)
-    return _rotated_back(matrix, _rotation_size(spec))
+    return rotated(matrix, _rotation_size(spec))
 
 
 def _gguf_shape(weight: Tensor, spec: Spec) -> tuple[int, ...]:

@@ -333,5 +333,11 @@ def _one_scale(tensors: Mapping[str, Tensor], formats: Formats, layers: list[str
 
 def quantise_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight -> (float8_e4m3fn weight, float32 scalar scale), scale = amax / 448."""
-    scale = (weight.abs().amax().float() / 448.0).clamp(min=1e-12)
-    return (weight.float() / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
+    scale = (largest(weight).float() / 448.0).clamp(min=1e-12)
+    return (weight.float() / scale).clamp_(-448.0, 448.0).to(torch.float8_e4m3fn), scale
+
+
+def largest(weight: Tensor, dim: int | None = None) -> Tensor:
+    """Of the absolute values; those of a dimension [..., 1]. No copy of the weight is made."""
+    low, high = weight.aminmax(dim=dim, keepdim=dim is not None)
+    return torch.maximum(-low, high)

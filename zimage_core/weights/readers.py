@@ -56,6 +56,16 @@ def read_transformer(source: Source, values: bool = True) -> Checkpoint:
     return _checkpoint(part, detect.transformer_config, lambda config: S3DiT(config, device="meta"))
 
 
+def mapped_transformer(source: Source) -> tuple[dict[str, Tensor], quantised.Formats]:
+    """A transformer's tensors and formats as they lie in the file, mapped: q, k and v may be apart.
+
+    For files that `read_transformer` took, whose checks are not repeated.
+    """
+    part = _part(source, "transformer", True)
+    _unfused(part)
+    return part.tensors, part.formats
+
+
 def read_control(source: Source, values: bool = True) -> Checkpoint:
     """A Z-Image-Fun-Controlnet-Union of any version; what else a file holds is left out.
 
@@ -162,14 +172,18 @@ def _applied_scales(part: _Part) -> None:
     part.formats = {}
 
 
+def _unfused(part: _Part) -> None:
+    """A part made of S3-DiT blocks under our names, q, k and v as they are in the file."""
+    _scales(part)
+    part.tensors = keys.transformer_to_ours(part.tensors, part.file.name)
+    part.formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in part.formats.items()}
+
+
 def _blocks(part: _Part) -> None:
     """A part made of S3-DiT blocks: our names, q, k and v fused."""
-    name = part.file.name
-    _scales(part)
-    part.tensors = keys.transformer_to_ours(part.tensors, name)
-    part.formats = {keys.rename(layer, keys.TRANSFORMER): spec for layer, spec in part.formats.items()}
+    _unfused(part)
     quantised.fuse_quantised_qkv(part.tensors, part.formats, keys.FUSED)
-    part.tensors = keys.fuse_qkv(part.tensors, name)
+    part.tensors = keys.fuse_qkv(part.tensors, part.file.name)
 
 
 def _checkpoint(
