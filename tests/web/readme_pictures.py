@@ -19,7 +19,7 @@ LARGEST = 400_000  # bytes
 COLOURS = 128
 PICTURES = {  # file -> the workflow, and the node that shows its result
     "text_to_image": ("01 Text to image (nano demo)", "SaveImage"),
-    "edit": ("03 Edit by instruction (nano demo)", "ImageCompare"),
+    "edit": ("03 Edit by instruction (nano demo)", "SaveImage"),
 }
 MUTED = 2
 # the map in the corner, the bars over the canvas, and what is told of a run
