@@ -1,24 +1,31 @@
-"""The graphs that ship: workflows in both forms, and subgraph blueprints."""
+"""The graphs that ship, and those that once did: workflows in both forms, and subgraph blueprints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.contracts.object_info import load
+from tests.contracts.object_info import FOLDER, load
 from tests.host.graphs import NOTES
 from tests.host.server import PACK_ROOT
 
+EARLIER = FOLDER / "earlier"  # as they were last, by their old names: people have them
+PLACES = (PACK_ROOT, EARLIER)
 PAGE_ONLY = {*NOTES, "PrimitiveNode", "Reroute"}
 
 
 def ui_graphs() -> dict[str, dict]:
     """Workflows and blueprints as the page saves them, by path."""
-    return _by_path(*PACK_ROOT.glob("workflows/*.json"), *PACK_ROOT.glob("subgraphs/*.json"))
+    return _by_path(*_found("workflows/*.json"), *_found("subgraphs/*.json"))
 
 
 def api_graphs() -> dict[str, dict]:
-    return _by_path(*PACK_ROOT.glob("workflows/api/*.json"))
+    return _by_path(*_found("workflows/api/*.json"))
+
+
+def _found(pattern: str) -> Iterator[Path]:
+    for place in PLACES:
+        yield from place.glob(pattern)
 
 
 def _by_path(*paths: Path) -> dict[str, dict]:

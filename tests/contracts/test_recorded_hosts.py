@@ -1,4 +1,4 @@
-"""Every graph that ships is legal on the hosts whose nodes are recorded, which need not be here."""
+"""Every graph that ships or once did is legal on the recorded hosts, which need not be here."""
 
 import pytest
 
