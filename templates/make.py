@@ -126,9 +126,7 @@ def connect(made: dict[str, dict], nodes: dict[str, dict]) -> list[list]:
                 (i, s) for i, s in enumerate(made[name]["inputs"]) if s["name"] == socket_name
             )
             number = len(links) + 1
-            links.append(
-                [number, made[source]["id"], out_slot, made[name]["id"], in_slot, output["type"]]
-            )
+            links.append([number, made[source]["id"], out_slot, made[name]["id"], in_slot, output["type"]])
             socket["link"] = number
             output["links"] = [*(output["links"] or []), number]
     return links

@@ -1,6 +1,6 @@
 """Which mutants the tests of `tests/core` see: each is written into a copy of the tree and tested there.
 
-    python -m tests.mutants.trial SEED COUNT [start of the paths]     from the root; names those not seen
+python -m tests.mutants.trial SEED COUNT [start of the paths]     from the root; names those not seen
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ FP8 = {
 SCALE_SHAPES = "one value, one per row, or one per block of rows and columns"
 BLOCK = 128  # rows and columns to a scale where neither divides the weight (DeepSeek-V3, section 3.3)
 LARGEST_ROTATION = 4096  # columns; ComfyUI's own is 256
+AT_ONCE = 1 << 22  # values of a matrix that are computed together
 TILE = (128, 4)  # block scales are stored in tiles of so many rows and columns, as cuBLAS reads them
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # e2m1; the fourth bit is the sign
 BYTES = (torch.uint8, torch.int8)
@@ -268,6 +269,15 @@ def _w4a8(parts: Parts, spec: Spec) -> Tensor:
     return rotated(matrix, _rotation_size(spec))
 
 
+def _gguf_problem(parts: Parts, spec: Spec) -> str | None:
+    weight, block = parts["weight"], ggml.BY_NAME.get(spec.get("type"))
+    if block is None or not ggml.is_readable(block.name):
+        return f"the type {str(spec.get('type'))[:60]!r}, which is not read here"
+    if weight.ndim != 2 or weight.shape[1] % block.bytes:
+        return f"a weight of shape {tuple(weight.shape)}, expected rows of {block.bytes} bytes a block"
+    return None
+
+
 def _gguf_shape(weight: Tensor, spec: Spec) -> tuple[int, ...]:
     block = ggml.BY_NAME[spec["type"]]
     return weight.shape[0], weight.shape[1] // block.bytes * block.values
@@ -279,10 +289,6 @@ def _as_stored(weight: Tensor, spec: Spec) -> tuple[int, ...]:
 
 def _two_a_byte(weight: Tensor, spec: Spec) -> tuple[int, ...]:
     return (*weight.shape[:-1], 2 * weight.shape[-1])
-
-
-def _fits(parts: Parts, spec: Spec) -> None:
-    return None
 
 
 SCALE, INPUT = ("weight_scale",), ("input_scale",)
@@ -319,7 +325,7 @@ LAYOUTS = {
         _w4a8,
     ),
     "gguf": Layout(
-        (torch.uint8,), (), (), ("type",), _gguf_shape, _fits,
+        (torch.uint8,), (), (), ("type",), _gguf_shape, _gguf_problem,
         lambda parts, spec: ggml.values(parts["weight"], spec["type"]),
     ),
 }  # fmt: skip
@@ -337,6 +343,22 @@ def shape_of(weight: Tensor, spec: Spec | None) -> tuple[int, ...]:
     return tuple(weight.shape) if spec is None else LAYOUTS[spec["format"]].shape(weight, spec)
 
 
+def matrix_of(parts: Parts, spec: Spec, dtype: torch.dtype) -> Tensor:
+    """The matrix that a quantised layer stands for, in dtype; it is computed in float32.
+
+    A few rows at a time where rows have no companions: that takes less memory, and half the time on a CPU.
+    """
+    layout, weight = LAYOUTS[spec["format"]], parts["weight"]
+    if layout.needs:
+        return layout.values(parts, spec).to(dtype)
+    shape = layout.shape(weight, spec)
+    matrix = torch.empty(shape, dtype=dtype, device=weight.device)
+    rows = max(1, AT_ONCE // shape[1])
+    for into, packed in zip(matrix.split(rows), weight.split(rows), strict=True):
+        into.copy_(layout.values({**parts, "weight": packed}, spec))
+    return matrix
+
+
 def dequantise(tensors: Mapping[str, Tensor], layer: str, spec: Spec, dtype: torch.dtype) -> Tensor:
-    """The weight of one quantised layer in dtype; it is computed in float32."""
-    return LAYOUTS[spec["format"]].values(parts_of(tensors, layer), spec).to(dtype)
+    """The weight of one quantised layer in dtype."""
+    return matrix_of(parts_of(tensors, layer), spec, dtype)

@@ -37,6 +37,7 @@ EXPECTED = {  # of the options that change weights: what their values are
     "convrot_groupsize": ("a number of columns", lambda value: type(value) is int and 1 <= value < 2**31),
     "group_size": ("a number of columns", lambda value: type(value) is int and 1 <= value < 2**31),
     "convrot": ("true or false", lambda value: value in (None, False, True)),
+    "type": ("a type of ggml's blocks", lambda value: isinstance(value, str)),
     "linear_dtype": ("int4 or int8", lambda value: value in ("int4", "int8")),
 }
 
@@ -144,7 +145,7 @@ def _checked(name: str, kind: str, layer: str, spec: dict) -> dict:
         refuse_format(name, kind, layer, format_name)
     if match := FORMAT.fullmatch(format_name):
         format_name = match[1]
-    if format_name not in LAYOUTS or format_name == "gguf":
+    if format_name not in LAYOUTS:
         refuse_format(name, kind, layer, format_name)
     known = HARMLESS.union(LAYOUTS[format_name].options)
     unknown = [key for key, value in spec.items() if key not in known and value]
@@ -300,17 +301,18 @@ def dequantise_all(tensors: Mapping[str, Tensor], formats: Formats, dtype: torch
 def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tuple[str, ...]) -> None:
     """Prepare split q, k, v for fusing, in place.
 
-    One equal scale becomes that of the fused layer, others are applied.
+    What is stored alike, by rows without scales or with one equal scale, stays so; other scales are applied.
     """
     ends = [(layer, part) for layer in formats for part in parts if layer.endswith(f".attention.{part}")]
     for base in sorted({layer.removesuffix(part) for layer, part in ends}):
         layers = [base + part for part in parts]
-        if _one_scale(tensors, formats, layers):
+        if _stored_alike(tensors, formats, layers):
+            formats[f"{base}qkv"] = formats[layers[0]]
             inputs = [tensors[k] for layer in layers if (k := f"{layer}.input_scale") in tensors]
-            tensors[f"{base}qkv.weight_scale"] = tensors[f"{layers[0]}.weight_scale"]
+            if f"{layers[0]}.weight_scale" in tensors:
+                tensors[f"{base}qkv.weight_scale"] = tensors[f"{layers[0]}.weight_scale"]
             if inputs:
                 tensors[f"{base}qkv.input_scale"] = torch.stack([v.reshape(()) for v in inputs]).amax(0)
-            formats[f"{base}qkv"] = formats[layers[0]]
         else:
             for layer in layers:
                 if layer in formats:
@@ -321,12 +323,13 @@ def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tupl
                 tensors.pop(f"{layer}.{companion}", None)
 
 
-def _one_scale(tensors: Mapping[str, Tensor], formats: Formats, layers: list[str]) -> bool:
-    """Whether all of these layers are stored alike, with one and the same scale."""
+def _stored_alike(tensors: Mapping[str, Tensor], formats: Formats, layers: list[str]) -> bool:
+    """Whether all of these layers are in one format, without scales or with one and the same."""
     if any(layer not in formats or formats[layer] != formats[layers[0]] for layer in layers):
         return False
-    if LAYOUTS[formats[layers[0]]["format"]].needs != SCALE:
-        return False
+    needs = LAYOUTS[formats[layers[0]]["format"]].needs
+    if needs != SCALE:
+        return not needs
     scales = [tensors[f"{layer}.weight_scale"] for layer in layers]
     return all(s.numel() == 1 and float(s) == float(scales[0]) for s in scales)
 

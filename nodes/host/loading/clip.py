@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as management
 import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.z_image
@@ -17,7 +18,8 @@ from comfy.supported_models_base import ClipTarget
 from ....zimage_core.config import Qwen3Config
 from ....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
 from ..built_in import NANO
-from .quantised import APART, host_layers, markers
+from ..running.packed import follow_loras, pack
+from .quantised import APART, host_layers, markers, placed
 
 NANO_TOKENIZER = NANO / "tokenizer"
 
@@ -38,24 +40,61 @@ def load_clip(path: Path) -> Any:
 
 
 def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:
-    options = {
-        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
-        "clip_type": comfy.sd.CLIPType.LUMINA2,
-    }
-    if path.is_dir() or checkpoint.prefix or checkpoint.formats:
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    options = {"embedding_directory": embeddings, "clip_type": comfy.sd.CLIPType.LUMINA2}
+    if placed(checkpoint).packed:
+        clip = packed_clip(checkpoint)
+        clip.patcher.cached_patcher_init = (load_packed_patcher, (path,))
+    elif path.is_dir() or checkpoint.prefix or checkpoint.formats:
         clip = comfy.sd.load_text_encoder_state_dicts([encoder_state(checkpoint)], **options)
     else:
         clip = comfy.sd.load_clip([str(path)], **options)
-    clip.tokenizer.qwen3_4b.embedding_directory = options["embedding_directory"]  # 0.3.75 leaves it out
+    clip.tokenizer.qwen3_4b.embedding_directory = embeddings  # 0.3.75 leaves it out
     return clip
 
 
 def encoder_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """A text encoder's state dict as the host's loader takes it, with what says how layers are stored."""
-    state, formats = host_layers(checkpoint)
-    if formats and APART:
-        return state | {"_quantization_metadata": json.dumps({"layers": formats})}
-    return state | markers(formats)
+    state, kept = host_layers(checkpoint)
+    if kept.host and APART:
+        return state | {"_quantization_metadata": json.dumps({"layers": kept.host})}
+    return state | markers(kept.host)
+
+
+def load_packed_patcher(path: Path, disable_dynamic: bool = False) -> Any:
+    """What newer hosts call to have the weights of `packed_clip` a second time."""
+    options = {"disable_dynamic": True} if disable_dynamic else {}
+    return packed_clip(read_text_encoder(path), **options).patcher
+
+
+def packed_clip(
+    checkpoint: Checkpoint,
+    tokenizer: Any = comfy.text_encoders.z_image.ZImageTokenizer,
+    tokenizer_data: dict = {},
+    sizes: dict = {},
+    **options: Any,
+) -> Any:
+    """The host's CLIP with packed layers, those too that the host would run itself.
+
+    sizes: where they are not Qwen3-4B's. options: of the host's class.
+    """
+    state, kept = host_layers(checkpoint)
+    layers = {layer: checkpoint.formats[layer] for layer in kept.host | kept.packed}
+    offload = management.text_encoder_offload_device()
+    clip = comfy.sd.CLIP(
+        ClipTarget(tokenizer, comfy.text_encoders.z_image.te(dtype_llama=checkpoint.dtype)),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=checkpoint.parameters,
+        tokenizer_data=tokenizer_data,
+        model_options={"initial_device": offload, "qwen3_4b_model_config": sizes},
+        **options,
+    )
+    pack(clip.cond_stage_model.qwen3_4b.transformer, layers, offload)
+    follow_loras(clip.patcher)
+    missing, _ = clip.load_sd(state | markers(layers))
+    if missing:
+        logging.warning("Z-Image text encoder lacks %s", missing)
+    return clip
 
 
 class NanoTokens(comfy.sd1_clip.SDTokenizer):

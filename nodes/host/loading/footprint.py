@@ -11,7 +11,7 @@ import torch
 from ....zimage_core.weights import Checkpoint
 from ..built_in import NANO, vocabulary
 from .model import DTYPES
-from .quantised import kept_formats
+from .quantised import placed
 
 GB, MB = 10**9, 10**6
 NAMES = {"text_encoder": "text", "autoencoder": "VAE"}  # a transformer is called by its model
@@ -27,8 +27,8 @@ def in_memory(checkpoint: Checkpoint, weight_dtype: str = "auto") -> int:
     dtype = DTYPES.get(weight_dtype)
     if dtype is not None:
         return checkpoint.parameters * dtype.itemsize
-    kept = kept_formats(checkpoint)
-    others = [layer for layer in checkpoint.formats if layer not in kept]
+    kept = placed(checkpoint)
+    others = checkpoint.formats.keys() - kept.host.keys() - kept.packed.keys()
     wider = sum(checkpoint.bytes_in(layer, torch.bfloat16) - checkpoint.bytes_in(layer) for layer in others)
     return checkpoint.bytes + wider
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from ..built_in import NANO, nano_settings
 from ..running.before_run import look_before_runs
 from ..running.conds import caption_conds
 from ..running.finite import check_results
+from ..running.packed import follow_loras, merged, pack
 from ..running.references import CELLS, PATCH_AREA, reference_conds
 from ..running.regions import REGIONS
 from ..running.s3dit import HostS3DiT, prefers
 from .patcher import patched
-from .quantised import quantised_state, saveable
+from .quantised import Placed, quantised_state, saveable
 
 DTYPES = {
     "auto": None,
@@ -91,10 +93,14 @@ class Model(comfy.model_base.Lumina2):
 class Config(comfy.supported_models.ZImage):
     """The host's Z-Image configuration for any size of it."""
 
+    network: Any = None  # a weak reference to one with packed layers
+
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> Model:
         return Model(self, device=device)
 
     def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        if self.network is not None:
+            state_dict = merged(state_dict, self.network())
         return super().process_unet_state_dict_for_saving(saveable(state_dict))
 
 
@@ -129,17 +135,23 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     if built_in:
         config.latent_format = NanoLatentFormat()
     dtype = DTYPES[weight_dtype]
-    quantised = False
+    kept = Placed({}, {})
     if not checkpoint.formats:  # fp8 without scales stays as it is: the host casts it at each use
         state = dict(checkpoint.tensors)
     elif dtype is None and not built_in:
-        state, quantised = quantised_state(config, checkpoint)
+        state, kept = quantised_state(config, checkpoint)
     else:  # a chosen type replaces the file's fp8, and fp8 saves nothing worth having in the built-in model
         state = checkpoint.plain(torch.float32 if dtype == torch.float32 else None)
 
-    stored = _set_dtypes(config, state, dtype, quantised)
-    model = config.get_model(state, "").to(management.unet_offload_device())
-    patcher = patched(model, load_patcher, (path, weight_dtype), disable_dynamic)
+    quantised, offload = bool(kept.host), management.unet_offload_device()
+    found = torch.bfloat16 if kept.packed else comfy.utils.weight_dtype(state)
+    stored = _set_dtypes(config, checkpoint.parameters, found, dtype, quantised)
+    model = config.get_model(state, "")
+    pack(model.diffusion_model, kept.packed, offload)
+    patcher = patched(model.to(offload), load_patcher, (path, weight_dtype), disable_dynamic)
+    if kept.packed:
+        config.network = weakref.ref(model.diffusion_model)
+        follow_loras(patcher)
     wide = {}
     if stored.itemsize == 1 and not quantised:
         # norms, biases and pad tokens lose much in fp8 and save nothing; nor is the rest of a file narrowed
@@ -163,7 +175,8 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
 
 def _set_dtypes(
     config: Config,
-    state: dict[str, torch.Tensor],
+    parameters: int,
+    found: torch.dtype | None,
     dtype: torch.dtype | None,
     quantised: bool,
 ) -> torch.dtype:
@@ -171,9 +184,9 @@ def _set_dtypes(
     supported, load_device = list(config.supported_inference_dtypes), management.get_torch_device()
     if dtype is None:
         dtype = management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(state),
+            model_params=parameters,
             supported_dtypes=supported,
-            weight_dtype=None if quantised else comfy.utils.weight_dtype(state),
+            weight_dtype=None if quantised else found,
         )
     manual_cast = management.unet_manual_cast(None if quantised else dtype, load_device, supported)
     options = (

@@ -1,18 +1,19 @@
-"""Quantised layers as the host at hand runs and saves them."""
+"""Quantised layers as the host at hand runs and saves them, and as our own layers run the others."""
 
 from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
+import comfy.model_management as management
 import comfy.quant_ops
 import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ....zimage_core.weights import Checkpoint
+from ....zimage_core.weights import Checkpoint, ggml
 from ....zimage_core.weights.layouts import FP8, parts_of
 from ....zimage_core.weights.quantised import Formats, dequantise_all
 
@@ -21,33 +22,60 @@ APART = "layer_quant_config" in vars(comfy.supported_models_base.BASE)
 ONE_NAME = "float8_e4m3fn"
 
 
-def kept_formats(checkpoint: Checkpoint) -> Formats:
-    """The layers that this host runs as they are stored. Others become bfloat16."""
-    formats: Formats = {}
+class Placed(NamedTuple):
+    """Formats of the layers that stay as they are stored, by what runs them; all others become bfloat16."""
+
+    host: Formats
+    packed: Formats
+
+
+def placed(checkpoint: Checkpoint) -> Placed:
+    """The host gets what it runs itself; of the rest, matrices stay packed."""
+    out = Placed({}, {})
     for layer, spec in checkpoint.formats.items():
         name = ONE_NAME if APART and spec["format"] == "float8_e5m2" else spec["format"]
-        linear = not layer.endswith("embed_tokens")  # the host's embeddings are not quantised
-        known = linear and name in comfy.quant_ops.QUANT_ALGOS
-        if known and _loads(name, parts_of(checkpoint.tensors, layer)):
-            formats[layer] = {**spec, "format": name}
-    return formats
+        if layer.endswith("embed_tokens"):  # the host's embeddings are not quantised
+            continue
+        parts = parts_of(checkpoint.tensors, layer)
+        if name in comfy.quant_ops.QUANT_ALGOS and _loads(name, parts):
+            out.host[layer] = {**spec, "format": name}
+        elif _packs(parts["weight"], spec):
+            out.packed[layer] = spec
+    return out
 
 
-def host_layers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Formats]:
-    """The tensors as this host takes them, and the layers that stay as they are stored."""
-    formats = kept_formats(checkpoint)
-    others = {layer: spec for layer, spec in checkpoint.formats.items() if layer not in formats}
+def _packs(weight: Tensor, spec: dict) -> bool:
+    """Whether our own layer makes the matrix where it runs."""
+    if spec["format"] == "gguf" and not ggml.BY_NAME[spec["type"]].read:
+        return False  # the package gguf computes on the CPU, too slowly for every step
+    anywhere = not weight.is_floating_point() or management.get_torch_device().type in ("cpu", "cuda")
+    return weight.ndim == 2 and anywhere
+
+
+def host_layers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Placed]:
+    """The tensors as this host and our packed layers take them, and which layers are whose."""
+    kept = placed(checkpoint)
+    others = {
+        layer: spec
+        for layer, spec in checkpoint.formats.items()
+        if layer not in kept.host and layer not in kept.packed
+    }
+    if kept.packed:
+        text = "Z-Image: %d layers stay packed in %s, each becomes a matrix when it runs"
+        logging.info(text, len(kept.packed), _names(kept.packed))
     if others:
-        stored = sorted({spec.get("type", spec["format"]) for spec in others.values()})
-        text = "Z-Image: %d layers in %s, which this ComfyUI cannot run, become bfloat16"
-        logging.info(text, len(others), " and ".join(stored))
+        logging.info("Z-Image: %d layers in %s become bfloat16", len(others), _names(others))
     state = dequantise_all(checkpoint.tensors, others, torch.bfloat16)
-    for layer, spec in formats.items():
+    for layer, spec in kept.host.items():
         if spec["format"] in FP8:
             state[f"{layer}.weight_scale"] = state[f"{layer}.weight_scale"].float().reshape(())
         if state[f"{layer}.weight"].dtype == torch.float8_e5m2:  # no card multiplies two of them
             state.pop(f"{layer}.input_scale", None)
-    return state, formats
+    return state, kept
+
+
+def _names(formats: Formats) -> str:
+    return " and ".join(sorted({spec.get("type", spec["format"]) for spec in formats.values()}))
 
 
 def _loads(name: str, parts: dict[str, Tensor]) -> bool:
@@ -57,15 +85,15 @@ def _loads(name: str, parts: dict[str, Tensor]) -> bool:
     return "weight_correction" not in parts
 
 
-def quantised_state(config: Any, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], bool]:
-    """A state dict for a network under `config`, and whether any of it is quantised; config is told so."""
-    state, formats = host_layers(checkpoint)
-    if formats and APART:
-        config.layer_quant_config = formats
-    elif formats:
-        state |= markers(formats)
+def quantised_state(config: Any, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Placed]:
+    """A state dict for a network under `config`, and whose its layers are; config is told of the host's."""
+    state, kept = host_layers(checkpoint)
+    if kept.host and APART:
+        config.layer_quant_config = kept.host
+    elif kept.host:
+        state |= markers(kept.host)
         config.quant_config = comfy.utils.detect_layer_quantization(state, "")
-    return state, bool(formats)
+    return state | markers(kept.packed), kept
 
 
 def markers(formats: Formats) -> dict[str, Tensor]:

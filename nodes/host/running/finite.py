@@ -13,6 +13,7 @@ from torch import Tensor
 from ....zimage_core.weights import WeightsError, read_transformer
 from ....zimage_core.weights.errors import some
 from ....zimage_core.weights.values import finite, not_finite
+from .packed import packed_layers
 
 KEY = "zimage_finite"
 WHAT = "sampling gave values that are not finite (NaN or infinity)"
@@ -49,7 +50,7 @@ def _causes(guider: Any, noise: Tensor, latent: Tensor) -> Iterator[str]:
         key for key, patches in patcher.patches.items() if not all(map(finite, _tensors(patches)))
     ]:
         yield f"A LoRA holds such values for {some(patched)}: take it out, or download it again."
-    if names := list(not_finite(_weights(patcher))):
+    if names := [*not_finite(_weights(patcher)), *_packed(patcher)]:
         yield f"The weights hold such values in {some(names)}: download the file again or choose another."
     yield (
         f"The weights, the prompt and the latent are finite: numbers overflowed in {_precision(patcher)}. "
@@ -79,6 +80,13 @@ def _weights(patcher: Any) -> dict[str, Tensor]:
     state = patcher.get_model_object("diffusion_model").state_dict()
     plain = {key: getattr(value, "_qdata", value) for key, value in state.items()}
     return {key: value for key, value in plain.items() if isinstance(value, Tensor)}
+
+
+def _packed(patcher: Any) -> Iterator[str]:
+    """Layers whose matrices are not finite: what they are packed in does not tell."""
+    for name, layer in packed_layers(patcher.get_model_object("diffusion_model")).items():
+        if not finite(layer.matrix(layer.weight, torch.float32)):
+            yield f"{name}.weight"
 
 
 def _precision(patcher: Any) -> str:

@@ -9,6 +9,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from .packed import PackedLinear
+
 
 def lora_notes(patcher: Any) -> list[str]:
     """A sentence for LoRAs of which nothing fits, and one for parts of other shapes than their weights."""
@@ -61,8 +63,9 @@ def _fits(patcher: Any) -> Iterator[bool]:
     """Of each patch of a weight, whether it has the weight's shape."""
     for key, patches in patcher.patches.items():
         weight = comfy.utils.get_attr(patcher.model, key)  # a state dict has packed ones as they are stored
+        layer = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
         for _, patch, _, offset, _ in patches:
-            shape = list(weight.shape)
+            shape = list(layer.matrix_shape if isinstance(layer, PackedLinear) else weight.shape)
             if offset is not None:
                 shape[offset[0]] = offset[2]
             yield _has_shape(patch, torch.Size(shape))
