@@ -107,10 +107,23 @@ def test_gguf_of_other_writers(names: str, state: dict[str, Tensor], tmp_path: P
     truth = write_gguf(tmp_path / "file.gguf", source, GGMLQuantizationType.Q8_0, architecture, SEED)
     loaded = load_transformer(tmp_path / "file.gguf", dtype=torch.float32).state_dict()
     theirs = transformer_to_diffusers(loaded) if names == "diffusers' names" else loaded
-    # q, k and v that are apart become one matrix in bfloat16
     for key, value in truth.items():
-        bound = 2**-8 if ".attention.to_" in key and "to_out" not in key else 0
-        assert relative(theirs[key.removeprefix(prefix)].double(), value.double()) <= bound, key
+        assert torch.equal(theirs[key.removeprefix(prefix)].double(), value.double()), key
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q5_1, GGMLQuantizationType.Q3_K])
+def test_ggml_blocks_in_safetensors(
+    kind: GGMLQuantizationType, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """As a model that was loaded from GGUF is saved: each layer in blocks says which."""
+    path = tmp_path / "file.gguf"
+    truth = write_gguf(path, state, kind, "lumina2", SEED)
+    checkpoint = read_transformer(path)
+    marks = {f"{layer}.comfy_quant": marker(spec) for layer, spec in checkpoint.formats.items()}
+    saved = tmp_path / "saved.safetensors"
+    save_file({key: value.contiguous() for key, value in (checkpoint.tensors | marks).items()}, saved)
+    assert read_transformer(saved).formats == checkpoint.formats
+    assert worst(load_transformer(saved, dtype=torch.float32), {k: v.float() for k, v in truth.items()}) == 0
 
 
 def test_gguf_text_encoder_of_llama_cpp(tmp_path: Path) -> None:
@@ -197,6 +210,18 @@ WRONG = {
             weight=INT8, weight_scale=torch.ones(1), weight_scale_2=torch.ones(1),
         ),
         "weight_scale_2, which that format has not",
+    ),
+    "a type that ggml has not": (
+        broken({"format": "gguf", "type": "Q9_9"}, weight=HALF),
+        "the type 'Q9_9', which is not read here",
+    ),
+    "blocks without a type": (
+        broken({"format": "gguf"}, weight=HALF),
+        "the type 'None', which is not read here",
+    ),
+    "half a block": (
+        broken({"format": "gguf", "type": "Q4_0"}, weight=HALF),
+        "shape \\(256, 128\\), expected rows of 18 bytes a block",
     ),
     "no marker": (
         {"weight": INT8, "weight_scale": torch.ones(256, 1)},

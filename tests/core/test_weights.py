@@ -428,6 +428,11 @@ def test_a_summary_has_name_size_and_precision() -> None:
     stored, _ = quantised(state, "weight_scale")
     scaled = read_transformer(stored).summary
     count = len(block_linears(state))
-    assert scaled == f"{summary.split(',')[0]}, bfloat16, {count} layers in float8_e4m3fn"
+    kept = sum(v.ndim == 2 and k.endswith(".weight") for k, v in state.items()) - count
+    said = f"bfloat16, {count} layers in float8_e4m3fn, {kept} in bfloat16"
+    assert scaled == f"{summary.split(',')[0]}, {said}"
+    part = describe(stored)["transformer"]
+    assert (part["quantised_layers"], part["kept_layers"]) == (count, kept)
+    assert part["bytes"] == sum(value.nbytes for value in stored.values())
     large = S3DiT(S3DiTConfig(), device="meta", dtype=torch.bfloat16).state_dict()
     assert read_transformer(large).summary == "the given dict: 6.15 B parameters, bfloat16"

@@ -78,6 +78,12 @@ class Checkpoint:
         )
 
     @property
+    def kept(self) -> list[str]:
+        """Matrices that are left in a type of two bytes or more, where others are quantised."""
+        found = [key for key, value in self._plain_weights() if value.ndim == 2 and value.itemsize > 1]
+        return [key for key in found if key.endswith(".weight")] if self.formats else []
+
+    @property
     def precision(self) -> str:
         """How most of its matrices are stored, in the words of file names: bf16, fp8, int8, Q4_K ..."""
         sizes: Counter = Counter()
@@ -110,6 +116,9 @@ class Checkpoint:
         about = f", {self.config.summary}" if self.kind == "control" else ""
         layers = f"{len(self.formats)} layers" if self.formats else "matrices"
         stored = f", {layers} in {' and '.join(self.stored_as)}" if self.stored_as else ""
+        if kept := self.kept:
+            types = sorted({str(self.tensors[key].dtype).removeprefix("torch.") for key in kept})
+            stored += f", {len(kept)} in {' and '.join(types)}"
         return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{stored}{about}"
 
     @property

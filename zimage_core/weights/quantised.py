@@ -299,15 +299,16 @@ def dequantise_all(tensors: Mapping[str, Tensor], formats: Formats, dtype: torch
 
 
 def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tuple[str, ...]) -> None:
-    """Prepare split q, k, v for fusing, in place.
+    """Fuse split q, k, v that are stored alike, in place; of others the scales are applied.
 
-    What is stored alike, by rows without scales or with one equal scale, stays so; other scales are applied.
+    Alike is in one format, by rows without scales or with one equal scale.
     """
     ends = [(layer, part) for layer in formats for part in parts if layer.endswith(f".attention.{part}")]
     for base in sorted({layer.removesuffix(part) for layer, part in ends}):
         layers = [base + part for part in parts]
-        if _stored_alike(tensors, formats, layers):
+        if f"{base}qkv.weight" not in tensors and _stored_alike(tensors, formats, layers):
             formats[f"{base}qkv"] = formats[layers[0]]
+            tensors[f"{base}qkv.weight"] = torch.cat([tensors.pop(f"{layer}.weight") for layer in layers])
             inputs = [tensors[k] for layer in layers if (k := f"{layer}.input_scale") in tensors]
             if f"{layers[0]}.weight_scale" in tensors:
                 tensors[f"{base}qkv.weight_scale"] = tensors[f"{layers[0]}.weight_scale"]
@@ -326,6 +327,9 @@ def fuse_quantised_qkv(tensors: dict[str, Tensor], formats: Formats, parts: tupl
 def _stored_alike(tensors: Mapping[str, Tensor], formats: Formats, layers: list[str]) -> bool:
     """Whether all of these layers are in one format, without scales or with one and the same."""
     if any(layer not in formats or formats[layer] != formats[layers[0]] for layer in layers):
+        return False
+    shapes = [tensors[f"{layer}.weight"].shape for layer in layers]
+    if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
         return False
     needs = LAYOUTS[formats[layers[0]]["format"]].needs
     if needs != SCALE:

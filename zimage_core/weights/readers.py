@@ -284,10 +284,10 @@ def parts_of(path: str | os.PathLike) -> set[str]:
 
 
 def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
-    """What each part in a file or folder is: {kind: {parameters, dtype, quantised_layers, formats, config}}.
+    """What each part in a file or folder is, by kind: its sizes, types, formats and config.
 
-    values: True reads every value, half a minute for the largest file, and adds "not_finite": the names of
-    the tensors that hold NaN or infinity.
+    kept_layers: matrices that are not quantised where others are. values: True reads every value, half a
+    minute for the largest file, and adds "not_finite": the names of tensors that hold NaN or infinity.
 
     Raises WeightsError when it holds nothing of Z-Image.
     """
@@ -299,7 +299,9 @@ def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
             parts[kind] = {
                 "parameters": part.parameters,
                 "dtype": str(part.dtype).removeprefix("torch."),
+                "bytes": part.bytes,
                 "quantised_layers": len(part.formats),
+                "kept_layers": len(part.kept),
                 "formats": part.stored_as,
                 "config": part.config,
             }
