@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .acceleration.small_card import SmallCard, count_tokens
+from .acceleration.tiles import bytes_for
 from .conditions.control import Control
 from .conditions.reference_image import prepare_reference
 from .conditions.references import References
 from .conditions.regions import Region, Regions
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
 from .model.autoencoder import AutoencoderKL
+from .model.hooks import BlockHook
 from .model.memo import RunMemo
 from .model.s3dit import Condition, Prompt, S3DiT
 from .model.sequence import Captions
@@ -62,6 +66,7 @@ class ZImagePipeline:
             )
         self.transformer, self.text_encoder = transformer, text_encoder
         self.autoencoder, self.tokenizer, self.vision = autoencoder, tokenizer, vision
+        self.card: SmallCard | None = None
 
     @classmethod
     def from_pretrained(
@@ -101,9 +106,25 @@ class ZImagePipeline:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.x_pad_token.device
+        """Where it computes."""
+        return self.card.device if self.card else self.transformer.x_pad_token.device
+
+    def enable_streaming(self, vram: str | int, device: torch.device | str = "cuda") -> ZImagePipeline:
+        """For cards that the model does not fit: pictures are the same to the bit, in at most `vram`.
+
+        vram: bytes, or a text such as "6GB", of what is free on the card. The parts take turns there; blocks
+        that do not fit stay in the computer's memory and are copied while the one before them computes.
+        What the vision encoder and control networks need comes whole. Where a picture needs it, the
+        autoencoder decodes in tiles, which is near to the whole and not equal to it; the log says so.
+        Raises ValueError for a size that is none; a call raises it where the picture is too large for it.
+        """
+        self.card = SmallCard(vram, torch.device(device))
+        return self
 
     def to(self, device: torch.device | str) -> ZImagePipeline:
+        """Raises ValueError while weights are streamed."""
+        if self.card:
+            raise ValueError("streaming is enabled: weights stay where they are, and go to the card in turns")
         for part in (self.transformer, self.text_encoder, self.autoencoder, self.vision):
             if part is not None:
                 part.to(device)
@@ -134,7 +155,14 @@ class ZImagePipeline:
             if cut:
                 log.warning("prompt cut at %s tokens, %s left out: %.60s...", max_tokens, cut, prompt)
         ids, mask = tokens.input_ids.to(self.device), tokens.mask.to(self.device)
-        return Captions(self.text_encoder(ids, mask), tuple(mask.sum(dim=-1).tolist()))
+        with self._text_encoder(ids.numel()):
+            return Captions(self.text_encoder(ids, mask), tuple(mask.sum(dim=-1).tolist()))
+
+    def _text_encoder(self, tokens: int) -> AbstractContextManager:
+        return self.card.text_encoder(self.text_encoder, tokens) if self.card else nullcontext()
+
+    def _whole(self, part: Any, activations: int = 0) -> AbstractContextManager:
+        return self.card.whole(part, activations) if self.card else nullcontext()
 
     @torch.no_grad()
     def encode_references(
@@ -148,17 +176,21 @@ class ZImagePipeline:
             lacking = "omni weights (siglip_*)" if self.vision else "omni weights and their vision encoder"
             raise ValueError(f"reference images need {lacking}: this pipeline has none")
         pictures = [prepare_reference(as_image(image), area=area) for image in images]
-        weight = next(self.autoencoder.parameters())
-        pixels = [(2 * p.encoded.movedim(-1, 1) - 1).to(weight) for p in pictures]
-        latents = [self.autoencoder.to_model(self.autoencoder.encode(p).mode()) for p in pixels]
+        largest = max(p.encoded.shape[1] * p.encoded.shape[2] for p in pictures)
+        with self._whole(self.autoencoder, bytes_for(self.autoencoder, largest)):
+            weight = next(self.autoencoder.parameters())
+            pixels = [(2 * p.encoded.movedim(-1, 1) - 1).to(weight) for p in pictures]
+            latents = [self.autoencoder.to_model(self.autoencoder.encode(p).mode()) for p in pixels]
         count = len(images)
         segments = split_prompt("", count)
         segments.pop(count)  # the prompt's
         contexts = []
         for segment in segments:
             ids = tokenise_texts(self.tokenizer, [segment]).input_ids.to(self.device)
-            contexts.append(self.text_encoder(ids))
-        siglip = [self.vision.features(p.seen.to(self.device)) for p in pictures]
+            with self._text_encoder(ids.numel()):
+                contexts.append(self.text_encoder(ids))
+        with self._whole(self.vision):
+            siglip = [self.vision.features(p.seen.to(self.device)) for p in pictures]
         return latents, contexts, siglip
 
     @torch.no_grad()
@@ -260,18 +292,26 @@ class ZImagePipeline:
     ) -> Tensor:
         """Euler steps from noise x down the sigmas."""
         dtype, memo = self.transformer.x_pad_token.dtype, RunMemo()
+        hooks: Sequence[BlockHook] = controls
+        turns = ExitStack()
+        if self.card:
+            for control in controls:
+                turns.enter_context(self.card.whole(control.network))
+            tokens = max(count_tokens(each, self.transformer, x) for each in (positive, negative))
+            hooks = (*turns.enter_context(self.card.transformer(self.transformer, tokens)), *controls)
 
         def velocity(condition: Condition) -> Tensor:
-            return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=controls, memo=memo)
+            return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=hooks, memo=memo)
 
-        for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-            timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-            v = velocity(positive)
-            if guidance.active(sigma):
-                v = guidance.combine(v, velocity(negative))
-            x = euler_step(x, v, sigma, sigma_next)
-            if callback is not None:
-                callback(step + 1, len(sigmas) - 1, x)
+        with turns:
+            for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+                timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
+                v = velocity(positive)
+                if guidance.active(sigma):
+                    v = guidance.combine(v, velocity(negative))
+                x = euler_step(x, v, sigma, sigma_next)
+                if callback is not None:
+                    callback(step + 1, len(sigmas) - 1, x)
         return x
 
     def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -294,8 +334,11 @@ class ZImagePipeline:
     def _output(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return x
-        weight = next(self.autoencoder.parameters())
-        pixels = self.autoencoder.decode(self.autoencoder.from_model(x).to(weight.dtype)).float()
+        latent = self.autoencoder.from_model(x).to(next(self.autoencoder.parameters()).dtype)
+        if self.card:
+            pixels = self.card.decode(self.autoencoder, latent)
+        else:
+            pixels = self.autoencoder.decode(latent).float()
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return pixels

@@ -1,0 +1,198 @@
+"""The parts of a pipeline on a card that does not hold them all: they take turns within a budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..model.hooks import BlockHook
+from ..model.s3dit import Condition, S3DiT
+from .streaming import RUN_STACKS, STEP_STACKS, Key, Streaming, blocks_of, bytes_of, matrices, stream_layers
+from .tiles import bytes_for, decode_in_tiles, tile_side
+
+log = logging.getLogger(__name__)
+
+UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
+FOR_LIBRARIES = 200 * 10**6  # bytes of a card for cuBLAS, cuDNN and what the allocator cannot use
+# What computes beside the weights, in bytes: measured by tests, which hold these from both sides.
+PER_TOKEN = 13  # of the S3-DiT: times its width and the size of its type
+PER_TEXT_TOKEN = 6  # of the text encoder: times the width of its feed-forward and the size of its type
+
+
+def size_of(vram: str | int) -> int:
+    """Bytes: a number, or a text such as "6GB" or "5.5 GiB". Raises ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM]i?B)\s*", str(vram), re.IGNORECASE)
+    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else vram
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise ValueError(f'vram is {vram!r}, expected bytes, or a text such as "6GB"')
+    return size
+
+
+def resident_blocks(sizes: dict[Key, int], room: int) -> set[Key]:
+    """Which blocks can stay on a card with so many bytes left for them, spread evenly over the step.
+
+    sizes: bytes of each block, in order. All of them, or as many as leave room for two that are streamed.
+    """
+    if sum(sizes.values()) <= room:
+        return set(sizes)
+    largest, count = max(sizes.values()), len(sizes)
+    stay = min(max((room - 2 * largest) // largest, 0), count - 1)
+    return {key for at, key in enumerate(sizes) if (at + 1) * stay // count > at * stay // count}
+
+
+class Stay:
+    """A module on the card, but for what is streamed; `leave` puts back what it had before."""
+
+    def __init__(self, module: nn.Module, device: torch.device, streamed: Sequence[Tensor] = ()) -> None:
+        away = {id(weight) for weight in streamed}
+        tensors = (*module.parameters(), *module.buffers())
+        self.sources = [(tensor, tensor.data) for tensor in tensors if id(tensor) not in away]
+        for tensor, source in self.sources:
+            tensor.data = source.to(device)
+        self.bytes = self.used = 0  # held, and what is computed with while it is its turn
+        self.hooks: Sequence[BlockHook] = ()
+        self.handles: list = []
+
+    def leave(self) -> None:
+        for tensor, source in self.sources:
+            tensor.data = source
+        for handle in self.handles:
+            handle.remove()
+        self.hooks, self.handles = (), []
+
+
+class SmallCard:
+    """A device of which so many bytes may be used. Parts stay there until another one needs the room."""
+
+    def __init__(self, vram: str | int, device: torch.device) -> None:
+        self.vram, self.device = size_of(vram), device
+        self.budget = self.vram - (FOR_LIBRARIES if device.type == "cuda" else 0)
+        self.stays: dict[tuple, Stay] = {}
+
+    @property
+    def left(self) -> int:
+        """Bytes that are not taken by parts whose turn it is."""
+        return self.budget - sum(stay.bytes + stay.used for stay in self.stays.values() if stay.used)
+
+    @contextmanager
+    def transformer(self, model: nn.Module, tokens: int) -> Iterator[Sequence[BlockHook]]:
+        """Gives the hooks that its forwards need. tokens: of all samples of a batch, captions included."""
+        steps, runs = (blocks_of(model, stacks) for stacks in (STEP_STACKS, RUN_STACKS))
+        streamable = [weight for weights in (steps | runs).values() for weight in weights]
+        small = bytes_of(all_of(model)) - bytes_of(streamable)
+        weight = model.x_pad_token
+        activations = PER_TOKEN * tokens * weight.shape[-1] * weight.element_size()
+        sizes = {key: bytes_of(weights) for key, weights in (steps | runs).items()}
+        room = self.left - small - activations
+        resident: Collection[Key] = set(sizes)
+        if sum(sizes.values()) > room:
+            resident = resident_blocks({key: sizes[key] for key in steps}, room)
+        streamed = [w for key, weights in (steps | runs).items() if key not in resident for w in weights]
+        slots = 2 * max((size for key, size in sizes.items() if key not in resident), default=0)
+        holds = small + slots + sum(sizes[key] for key in resident)
+
+        def arrive() -> Stay:
+            stay = Stay(model, self.device, streamed)
+            if streamed:
+                stay.hooks = (Streaming(model, self.device, resident),)
+                text = "Z-Image transformer: %d of %d blocks stay on %s, the others come at every step"
+                log.info(text, len(resident), len(steps), self.device)
+            return stay
+
+        with self._turn(model, (frozenset(resident),), holds, activations, arrive) as stay:
+            yield stay.hooks
+
+    @contextmanager
+    def text_encoder(self, encoder: nn.Module, tokens: int) -> Iterator[None]:
+        """Its layers are streamed, each once a prompt; rows of its embedding are looked up where it lies."""
+        layers, embedding = encoder.model.layers, encoder.model.embed_tokens
+        streamed = [weight for layer in layers for weight in matrices(layer)] + [embedding.weight]
+        slots = 2 * max(bytes_of(matrices(layer)) for layer in layers)
+        wide, itemsize = encoder.config.intermediate_size, embedding.weight.element_size()
+        activations = PER_TEXT_TOKEN * tokens * wide * itemsize
+
+        def arrive() -> Stay:
+            stay = Stay(encoder, self.device, streamed)
+            home = embedding.weight.device
+            stay.handles = [
+                *stream_layers(layers, self.device),
+                embedding.register_forward_pre_hook(lambda module, args: (args[0].to(home),)),
+                embedding.register_forward_hook(lambda module, args, out: out.to(self.device)),
+            ]
+            return stay
+
+        holds = bytes_of(all_of(encoder)) - bytes_of(streamed) + slots
+        with self._turn(encoder, (), holds, activations, arrive):
+            yield
+
+    @contextmanager
+    def whole(self, module: nn.Module, activations: int = 0) -> Iterator[None]:
+        """A part that is not streamed."""
+        with self._turn(module, (), bytes_of(all_of(module)), activations, lambda: Stay(module, self.device)):
+            yield
+
+    def decode(self, autoencoder: nn.Module, latent: Tensor) -> Tensor:
+        """Raw latents [B, 16, h, w] -> pixels in float32: all at once, one by one, or in tiles."""
+        decode, factor = autoencoder.decode, autoencoder.config.downscale
+        room = self.left - bytes_of(all_of(autoencoder))
+        one = bytes_for(autoencoder, latent.shape[-2] * latent.shape[-1] * factor**2)
+        at_once = min(max(room // one, 1), latent.shape[0])
+        if one <= room:
+            with self.whole(autoencoder, at_once * one):
+                return torch.cat([decode(some).float() for some in latent.split(at_once)])
+        side = tile_side(autoencoder, room)
+        log.warning("the picture is decoded in tiles of %d pixels, to fit into memory", side * factor)
+        with self.whole(autoencoder, bytes_for(autoencoder, (side * factor) ** 2)):
+            return torch.cat([decode_in_tiles(decode, some, side, factor) for some in latent.split(1)])
+
+    @contextmanager
+    def _turn(
+        self, module: nn.Module, plan: tuple, holds: int, activations: int, arrive: Callable[[], Stay]
+    ) -> Iterator[Stay]:
+        if holds + activations > self.left:
+            needed = holds + activations + self.vram - self.left
+            raise ValueError(
+                f"{type(module).__name__} needs {said(needed)} at this size, and vram is {said(self.vram)}: "
+                "take a smaller picture, fewer at once, or give it more."
+            )
+        key = (id(module), *plan)
+        stay = self.stays.pop(key, None)
+        for other in [key for key, kept in self.stays.items() if not kept.used]:
+            idle = sum(kept.bytes for kept in self.stays.values() if not kept.used)
+            if other[0] == key[0] or idle + holds + activations > self.left:
+                self.stays.pop(other).leave()
+        if stay is None:
+            stay = arrive()
+        stay.bytes, stay.used = holds, max(activations, 1)
+        self.stays[key] = stay  # the latest comes last
+        try:
+            yield stay
+        finally:
+            stay.used = 0
+
+
+def said(size: int) -> str:
+    """Bytes in words, no less than they are."""
+    return f"{math.ceil(size / 1e7) / 100:g} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
+
+
+def all_of(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def count_tokens(condition: Condition, model: S3DiT, x: Tensor) -> int:
+    """Of a forward of latents x with all its samples; near enough where there are references."""
+    prompt = getattr(condition, "prompt", condition)
+    captions = [prompt.captions, *(region.captions for region in getattr(condition, "regions", ()))]
+    images = [x, *getattr(condition, "latents", ())]
+    seen = [*getattr(condition, "contexts", ()), *getattr(condition, "siglip", ())]
+    lengths = [max(each.lengths) for each in captions]
+    lengths += [math.prod(model.patches(each)) for each in images]
+    lengths += [math.prod(each.shape[1:-1]) for each in seen if each is not None]
+    return x.shape[0] * sum(map(model.padded, lengths))
