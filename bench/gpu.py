@@ -90,6 +90,12 @@ def capped(scale: Scale, until: float) -> Iterator[dict]:
             process.kill()
 
 
+def streaming(scale: Scale, until: float) -> Iterator[dict]:
+    from bench import streamed
+
+    yield from streamed.on_card(scale, until)
+
+
 def nano(scale: Scale, until: float) -> Iterator[dict]:
     from bench import nano_on_card
 
@@ -104,7 +110,7 @@ class Part:
 
 PARTS = {
     "speed": Part(240, {"distances": distances, "rates": rates, "forwards": forwards, "text": text}),
-    "memory": Part(150, {"expected": expected, "capped": capped}),
+    "memory": Part(150, {"expected": expected, "capped": capped, "streamed": streaming}),
     "nano": Part(90, {"pictures": nano}),
 }
 

@@ -1,8 +1,8 @@
-"""What the host expects our MODEL to need, what a forward allocates, and what its own Z-Image does."""
+"""What a forward allocates, what the host expects of it, its own Z-Image, and what streaming copies."""
 
 from __future__ import annotations
 
-from bench import memory_in_host
+from bench import memory_in_host, streamed
 from bench.rows import row
 from tests.host import inside
 
@@ -10,7 +10,7 @@ LOWEST, HIGHEST = 0.9, 1.3
 
 
 def run() -> list[dict]:
-    return rows(inside.run(memory_in_host.__file__))
+    return [*rows(inside.run(memory_in_host.__file__)), *streamed.counted()]
 
 
 def rows(found: dict) -> list[dict]:

@@ -24,6 +24,7 @@ class Card:
     attention: dict[str, float]  # TFLOP/s by kernel, bfloat16
     choice: str  # the kernel that torch 2.10 and later takes for unmasked attention by itself
     memory: float  # TB/s, read and written
+    bus: float  # GB/s from pinned memory: what copies reach, nearly four fifths of PCIe's own rate
 
     def kernel(self, operator: Operator) -> str:
         """A kernel that this card does not have is not asked for on it."""
@@ -41,9 +42,9 @@ class Card:
         return max(LAUNCH, compute, moved)
 
 
-def geforce(name: str, memory: float, bf16: float, **eight_bits: float) -> Card:
+def geforce(name: str, memory: float, bus: float, bf16: float, **eight_bits: float) -> Card:
     flash = {"flash": bf16, "efficient": bf16}
-    return Card(name, {"bfloat16": bf16, **eight_bits}, flash, "flash", memory)
+    return Card(name, {"bfloat16": bf16, **eight_bits}, flash, "flash", memory, bus)
 
 
 H200 = Card(
@@ -52,12 +53,13 @@ H200 = Card(
     {"cudnn": 630, "flash": 330},
     "cudnn",
     4.3,
+    50,
 )
 CARDS = (
     H200,
-    geforce("RTX 5090", 1.61, 209, float8_e4m3fn=389),
-    geforce("RTX 4090", 0.91, 165, float8_e4m3fn=313, int8=460),
-    geforce("RTX 3090", 0.84, 71, int8=284),
-    geforce("RTX 4060", 0.245, 30),
-    geforce("RTX 3060", 0.324, 25.5, int8=102),
+    geforce("RTX 5090", 1.61, 50, 209, float8_e4m3fn=389),
+    geforce("RTX 4090", 0.91, 25, 165, float8_e4m3fn=313, int8=460),
+    geforce("RTX 3090", 0.84, 25, 71, int8=284),
+    geforce("RTX 4060", 0.245, 12, 30),
+    geforce("RTX 3060", 0.324, 25, 25.5, int8=102),
 )

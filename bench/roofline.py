@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from bench import called, limits
+from bench import called, limits, streamed
 from bench.called import AGAIN, DIFFUSERS, IN_HOST, NATIVE, NEW, OURS, SIZES, Calls
 from bench.networks import CAPTION
 from bench.operators import ATTENTION, OTHER, PRODUCT, TORCH_CHOOSES, Operator
@@ -143,3 +143,5 @@ def run(plain: bool = False) -> Iterator[dict]:
         if card is not H200:
             rows = Predictions(card, ON_EVERY_CARD, found, f"ComfyUI {version}", plain)
             yield from (*rows.totals(), *rows.ratios())
+        alone = milliseconds(card, found[OURS, ON_EVERY_CARD, NEW]) / 1000
+        yield from streamed.predicted(card.name + (", plain" if plain else ""), card.bus, alone)

@@ -21,7 +21,7 @@ from bench.rows import prediction, row
 from zimage_core import S3DiTConfig
 
 BF16 = {"dtype": torch.bfloat16, "device": "meta"}
-TOY = Card("toy", {"bfloat16": 2.0}, {"flash": 1.0}, "flash", 0.5)
+TOY = Card("toy", {"bfloat16": 2.0}, {"flash": 1.0}, "flash", 0.5, 1.0)
 
 
 @torch.library.custom_op("zimage_bench_test::shifted", mutates_args=("state",))

@@ -14,7 +14,7 @@ from tests.core.peers import diffusers_of
 from tests.core.random_models import random_s3dit, randomise
 from tests.core.small_diffusers import small_parts
 from zimage_core import S3DiTConfig, ZImagePipeline
-from zimage_core.acceleration.small_card import all_of
+from zimage_core.acceleration.small_card import SmallCard, all_of
 from zimage_core.acceleration.streaming import bytes_of
 from zimage_core.conditions.control import Control, ControlNet
 from zimage_core.config import ControlConfig
@@ -71,6 +71,22 @@ def test_pictures_are_the_same_to_the_bit(name: str, share: float, pipe: ZImageP
     for stay in pipe.card.stays.values():
         stay.leave()
     assert data_of(pipe) == where
+
+
+def test_every_budget_is_kept_or_refused(pipe: ZImagePipeline) -> None:
+    """Also those in which all fits but what runs once."""
+    model, refused = pipe.transformer, []
+    for size in range(2**20, 2 * bytes_of(all_of(model)), 2**19):
+        card = SmallCard(size, torch.device("cpu"))
+        try:
+            with card.transformer(model, 64):
+                (stay,) = card.stays.values()
+                assert stay.bytes + stay.used <= size
+        except ValueError:
+            refused.append(size)
+        for stay in card.stays.values():
+            stay.leave()
+    assert refused and max(refused) < 0.8 * bytes_of(all_of(model))
 
 
 def test_a_control_has_its_room(pipe: ZImagePipeline) -> None:

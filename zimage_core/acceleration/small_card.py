@@ -35,14 +35,12 @@ def size_of(vram: str | int) -> int:
 
 
 def resident_blocks(sizes: dict[Key, int], room: int) -> set[Key]:
-    """Which blocks can stay on a card with so many bytes left for them, spread evenly over the step.
+    """Which blocks can stay on a card with so many bytes left, beside two slots for what is streamed.
 
-    sizes: bytes of each block, in order. All of them, or as many as leave room for two that are streamed.
+    sizes: bytes of each block of a step, in order. Those that stay are spread evenly over it.
     """
-    if sum(sizes.values()) <= room:
-        return set(sizes)
     largest, count = max(sizes.values()), len(sizes)
-    stay = min(max((room - 2 * largest) // largest, 0), count - 1)
+    stay = min(max((room - 2 * largest) // largest, 0), count)
     return {key for at, key in enumerate(sizes) if (at + 1) * stay // count > at * stay // count}
 
 
