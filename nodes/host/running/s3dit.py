@@ -19,6 +19,7 @@ from ....zimage_core.model.sequence import Captions, Prepared, Span, Time
 from .conds import Run
 from .parts import cut, parts_of, report_lost
 from .patches import HostPatches, Replacements
+from .prefetch import prefetches
 from .replaced import InPlace
 
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
@@ -185,7 +186,8 @@ class HostS3DiT(InPlace, S3DiT):
         patches = options.get("patches", {}).get(CONTROLS, ())
         controls = [control for patch in patches if (control := patch.at(x, options, parts)) is not None]
         replacements = options.get("patches_replace", {}).get("dit", {})
-        hooks = [HostPatches(options), *controls, *([Replacements(replacements)] if replacements else ())]
+        replaced = [Replacements(replacements)] if replacements else []
+        hooks = [*prefetches(self, options), HostPatches(options), *controls, *replaced]
         prepared, time, hooks = self.prepare(x, timesteps, run.memo.once(key, condition), hooks, run.memo)
         joint = prepared.joint
         for tensor, dim in ((prepared.text, 1), (joint.freqs, 1), (joint.bias, 2), (joint.bias, 3)):
