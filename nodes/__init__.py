@@ -12,6 +12,7 @@ from .host.page.errors import bare_names
 from .host.page.template_order import order_templates
 from .latent import ZImageLatent
 from .loaders import ZImageLoader
+from .lora import ZImageLoraLoader
 from .part_loaders import PART_LOADERS
 from .picture_text import ZImagePictureText
 from .regional import ZImageRegionalPrompt
@@ -24,6 +25,7 @@ from .wildcards import ZImageWildcards
 NODES = (
     ZImageLoader,
     *(PART_LOADERS[widget] for widget in ("transformer", "text_encoder", "vae", "vision")),
+    ZImageLoraLoader,
     ZImageAccelerate,
     PART_LOADERS["control"],
     ZImageControl,
