@@ -8,8 +8,9 @@ DIVIDER = re.compile(r"^[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 EMBEDDING = re.compile(r"(?<!\S)embedding:([^\s<\[]+)")
 PARENTHESIS = re.compile(r"\\.|[()]", re.DOTALL)  # or something escaped, which is none
 WEIGHT = re.compile(r"-?(\d+\.?\d*|\.\d+)")
+LORA_LOADER = "Put the prompt through Z-Image LoRA Loader"
 ELSEWHERE = (  # syntax of other programs -> what it is here
-    (r"<(?:lora|lyco|hypernet):[^<>\n]*>", "loads nothing here: it is read as text. Use a LoRA loader"),
+    (r"<(?:lora|lyco|hypernet):[^<>\n]*>", f"loads nothing here: it is read as text. {LORA_LOADER}"),
     (r"(?<!\w)__[A-Za-z0-9_/-]{1,200}?__(?!\w)", "is read as text here: Z-Image Wildcards draws it"),
     (r"(?<!\w)BREAK(?!\w)", "divides nothing here: it is read as text"),
 )
