@@ -23,7 +23,7 @@ from .files import RawFile, names_in, read_tensors
 from .quantisers import quantiser_of, refuse_quantisers, refuse_whole_numbers
 from .values import check_small, not_finite
 
-Source = str | os.PathLike | Mapping[str, Tensor]
+Source = str | os.PathLike | Mapping[str, Tensor] | RawFile
 
 LABELS = {
     "transformer": "Z-Image transformer",
@@ -35,6 +35,8 @@ LABELS = {
 
 
 def _raw(source: Source, with_values: bool) -> RawFile:
+    if isinstance(source, RawFile):
+        return source
     if isinstance(source, Mapping):
         return RawFile("the given dict", dict(source))
     return read_tensors(Path(source), with_values)

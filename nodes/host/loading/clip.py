@@ -19,6 +19,7 @@ from ....zimage_core.config import Qwen3Config
 from ....zimage_core.weights import Checkpoint, WeightsError, read_text_encoder
 from ..built_in import NANO
 from ..running.packed import follow_loras, pack
+from .mapped import mapped
 from .quantised import APART, host_layers, markers, placed
 
 NANO_TOKENIZER = NANO / "tokenizer"
@@ -26,7 +27,7 @@ NANO_TOKENIZER = NANO / "tokenizer"
 
 def load_clip(path: Path) -> Any:
     """The host's CLIP. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
-    checkpoint = read_text_encoder(path)
+    checkpoint = read_text_encoder(mapped(path))
     logging.info("Z-Image text encoder: %s", checkpoint.summary)
     if checkpoint.config == Qwen3Config():
         return _load_qwen3_4b(path, checkpoint)
@@ -64,7 +65,7 @@ def encoder_state(checkpoint: Checkpoint) -> dict[str, Any]:
 def load_packed_patcher(path: Path, disable_dynamic: bool = False) -> Any:
     """What newer hosts call to have the weights of `packed_clip` a second time."""
     options = {"disable_dynamic": True} if disable_dynamic else {}
-    return packed_clip(read_text_encoder(path), **options).patcher
+    return packed_clip(read_text_encoder(mapped(path)), **options).patcher
 
 
 def packed_clip(

@@ -13,6 +13,7 @@ from ....zimage_core.weights import read_control
 from ..built_in import NANO
 from ..running.control import HostControlNet
 from ..running.packed import pack
+from .mapped import mapped
 from .model import Config
 from .patcher import patched
 from .quantised import Placed, quantised_state
@@ -20,7 +21,7 @@ from .quantised import Placed, quantised_state
 
 def load_control(path: Path, disable_dynamic: bool = False) -> Any:
     """A control network in the host's patcher. Raises WeightsError for files that are none."""
-    checkpoint = read_control(path)
+    checkpoint = read_control(mapped(path))
     logging.info("Z-Image ControlNet: %s", checkpoint.summary)
     state, operations, kept = checkpoint.tensors, comfy.ops.manual_cast, Placed({}, {})
     if checkpoint.formats and path.parent == NANO:  # fp8 saves nothing worth having in a small one

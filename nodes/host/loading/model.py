@@ -27,6 +27,7 @@ from ..running.packed import follow_loras, merged, pack
 from ..running.references import CELLS, PATCH_AREA, reference_conds
 from ..running.regions import REGIONS
 from ..running.s3dit import HostS3DiT, prefers
+from .mapped import mapped
 from .patcher import patched
 from .quantised import Placed, quantised_state, saveable
 
@@ -122,7 +123,7 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     """
     if weight_dtype not in DTYPES:
         raise WeightsError(f"weight_dtype is {weight_dtype!r}, expected one of {', '.join(DTYPES)}")
-    checkpoint = read_transformer(path)
+    checkpoint = read_transformer(mapped(path))
     logging.info("Z-Image transformer: %s", checkpoint.summary)
     config = Config(
         {

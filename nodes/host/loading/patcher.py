@@ -9,11 +9,16 @@ import comfy.model_management as management
 import comfy.model_patcher
 import torch
 
+from .mapped import on_disk
+
 
 def patched(
     model: torch.nn.Module, load: Callable[..., Any], settings: tuple, disable_dynamic: bool = False
 ) -> Any:
-    """`model` in whatever patcher class the host uses now; load(*settings) would make it again."""
+    """`model` in whatever patcher class the host uses now; load(*settings) would make it again.
+
+    settings: the path of the file or folder first.
+    """
     patcher_class = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:  # looked up now: the host rebinds it when dynamic VRAM starts
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
@@ -21,6 +26,7 @@ def patched(
         model,
         load_device=management.get_torch_device(),
         offload_device=management.unet_offload_device(),
+        **on_disk(patcher_class, settings[0]),
     )
     patcher.cached_patcher_init = (load, settings)
     return patcher
