@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -11,6 +12,20 @@ from torch import Tensor, nn
 from ..config import S3DiTConfig
 from .rope import rotate
 from .sequence import Span
+
+VALUE = 16.0  # what attention gives on, at most, in float16
+
+
+def fitted(x: Tensor, largest: float) -> Tensor:
+    """In float16, x [.., D] times a power of two for each token: no value exceeds `largest`.
+
+    For what a linear layer and then a norm follow: its sums of some thousand products stay below 65504, and
+    the norm takes the factor away again. Other types, and tokens that are small enough, are left as they are.
+    """
+    if x.dtype != torch.float16:
+        return x
+    excess = x.abs().amax(dim=-1, keepdim=True).float() / largest
+    return x * torch.exp2(-excess.log2().ceil().clamp(min=0)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -33,7 +48,11 @@ class Attention(nn.Module):
         q, k, v = self.project(x)
         q = rotate(q, span.freqs)  # one after the other: each frees what it came from
         k = rotate(k, span.freqs)
-        return self.out((span.attend or self.attend)(q, k, v, span.bias, span.options))
+        return self.project_out((span.attend or self.attend)(q, k, v, span.bias, span.options))
+
+    def project_out(self, heads: Tensor) -> Tensor:
+        """[B, S, heads * D] -> [B, S, dim]; in float16 of any scale a token, for the norm behind it."""
+        return self.out(fitted(heads, VALUE))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normed q [B, S, heads, D], normed k and v [B, S, kv_heads, D]."""

@@ -18,19 +18,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
-from .attention import Attention
+from .attention import Attention, fitted
 from .hooks import BlockHook, Options
 from .memo import RunMemo
 from .rope import PLAIN_GRID, Grid, caption_ids, image_ids, rope_table
 from .sequence import Captions, Prepared, Scales, Span, Time, real_tokens, scale_tokens
 
-
-def clamp_fp16(x: Tensor) -> Tensor:
-    """Infinity to 65504 and NaN to 0 in float16; the norm behind each use takes the scale away again."""
-    if x.dtype != torch.float16:
-        return x
-    largest = torch.finfo(torch.float16).max
-    return torch.nan_to_num(x, nan=0.0, posinf=largest, neginf=-largest)
+FACTOR = 8.0  # of the two that SwiGLU multiplies, at most, in float16
 
 
 class TimestepEmbedder(nn.Module):
@@ -55,7 +49,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+    """SwiGLU: w2(silu(w1 x) * w3 x); in float16 of any scale a token, which the norm behind takes away."""
 
     def __init__(self, config: S3DiTConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -64,7 +58,7 @@ class FeedForward(nn.Module):
         self.w3 = operations.Linear(config.dim, config.ffn_dim, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(clamp_fp16(F.silu(self.w1(x)) * self.w3(x)))
+        return self.w2(fitted(F.silu(self.w1(x)), FACTOR) * fitted(self.w3(x), FACTOR))
 
 
 class Block(nn.Module):
@@ -94,14 +88,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, span: Span, scales: Scales | None = None) -> Tensor:
         """x: [B, S, D] -> [B, S, D]."""
         if scales is None:
-            x = x + self.attention_norm2(clamp_fp16(self.attention(self.attention_norm1(x), span)))
-            return x + self.ffn_norm2(clamp_fp16(self.feed_forward(self.ffn_norm1(x))))
+            x = x + self.attention_norm2(self.attention(self.attention_norm1(x), span))
+            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         scale_a, gate_a, scale_m, gate_m = scales
         out = self.attention(scale_tokens(self.attention_norm1(x), scale_a), span)
-        x = x + scale_tokens(self.attention_norm2(clamp_fp16(out)), gate_a)
+        x = x + scale_tokens(self.attention_norm2(out), gate_a)
         del out  # as large as x, while the feed-forward needs the most
         out = self.feed_forward(scale_tokens(self.ffn_norm1(x), scale_m))
-        return x + scale_tokens(self.ffn_norm2(clamp_fp16(out)), gate_m)
+        return x + scale_tokens(self.ffn_norm2(out), gate_m)
 
 
 class FinalLayer(nn.Module):

@@ -70,7 +70,7 @@ class HostAttention(InPlace, Attention):
             seen |= {name: out[name] for name in seen if name in out}
         q, k, v, freqs = (seen[name].transpose(1, 2) for name in ("q", "k", "v", "pe"))
         q, k = rotate(q, freqs), rotate(k, freqs)
-        return self.out(self.attend(q, k, v, seen["attn_mask"], span.options))
+        return self.project_out(self.attend(q, k, v, seen["attn_mask"], span.options))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict) -> Tensor:
         if bias is not None and bias.dtype == torch.bool:  # not every backend of the host takes bool
