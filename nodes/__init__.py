@@ -18,6 +18,7 @@ from .picture_text import ZImagePictureText
 from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 from .save_image import ZImageSaveImage
+from .save_quantized import ZImageSaveQuantized
 from .style import ZImageStyle
 from .variations import ZImageSheet, ZImageVariations
 from .wildcards import ZImageWildcards
@@ -44,6 +45,7 @@ NODES = (
     ZImageVariations,
     ZImageSheet,
     ZImageSaveImage,
+    ZImageSaveQuantized,
 )
 
 bare_names()

@@ -1,0 +1,69 @@
+"""The weights of a MODEL with its LoRAs merged in, one tensor at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.lora
+import comfy.model_management as management
+import comfy.model_patcher
+import torch
+from torch import Tensor
+
+from ....zimage_core.weights import read_transformer
+from ....zimage_core.weights.layerwise import Layerwise
+from .accelerate import NotZImage, adopt
+from .s3dit import HostS3DiT
+
+PREFIX = "diffusion_model."
+WIDE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def merged_weights(patcher: Any) -> Layerwise:
+    """Of a Z-Image MODEL from any loader. Raises NotZImage for others, and for weights that none can read."""
+    network = patcher.get_model_object("diffusion_model")
+    if not isinstance(network, HostS3DiT):
+        network = adopt(patcher)
+    held = {key: value for key, value in network.named_parameters() if _is_weight(key)}
+    if packed := next((key for key in held if _is_sealed(patcher, key)), None):
+        raise NotZImage(
+            f"This MODEL holds {packed} in a way that another extension alone can read. Load the file with "
+            "the Z-Image loader."
+        )
+    narrow = any(value.dtype not in WIDE or hasattr(value, "_qdata") for value in held.values())
+    described = {
+        key: torch.empty(value.shape, dtype=_kept(value), device="meta") for key, value in held.items()
+    }
+    checked = read_transformer(described)
+
+    def value(key: str, dtype: torch.dtype) -> Tensor:
+        return _merged(patcher, PREFIX + key).to(dtype)
+
+    types = {key: tensor.dtype for key, tensor in checked.tensors.items()}
+    stored_as = ["fewer than 16 bits"] if narrow else []
+    return Layerwise("the MODEL", checked.config, types, patcher.model_size(), value, stored_as)
+
+
+def _is_weight(key: str) -> bool:
+    """And no scale beside one."""
+    return key.rpartition(".")[2] in ("weight", "bias") or key.endswith("pad_token")
+
+
+def _is_sealed(patcher: Any, key: str) -> bool:
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, PREFIX + key)
+    return convert is None and not weight.is_floating_point()
+
+
+def _kept(value: Tensor) -> torch.dtype:
+    return value.dtype if value.dtype in WIDE else torch.bfloat16
+
+
+def _merged(patcher: Any, key: str) -> Tensor:
+    """In float32, as the host computes it when it loads the MODEL, and as it was before that."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    if key in patcher.backup:  # loaded: the weight in its place has a LoRA in it, maybe that of another MODEL
+        weight = patcher.backup[key].weight
+    weight = management.cast_to_device(weight, weight.device, torch.float32, copy=True)
+    if convert is not None:
+        weight = convert(weight, inplace=True)
+    return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key).detach().cpu()

@@ -1,0 +1,76 @@
+"""MODEL -> a smaller file of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management as management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..zimage_core.weights.convert import write_smaller
+from ..zimage_core.weights.targets import TARGETS
+from .host.page.progress import show_text
+from .host.page.schema import schema
+from .host.running.merged import merged_weights
+
+FOLDER = "diffusion_models"  # in the output folder, where the host's loaders look too
+COMPUTING = 1 << 30  # bytes that the forward behind the printed error needs, by far
+
+
+class ZImageSaveQuantized(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ZImageSaveQuantized",
+            display_name="Z-Image Save Quantized",
+            category="Z-Image/model",
+            description="Saves a Z-Image MODEL as a smaller file, its LoRAs merged in, and says how far the "
+            "result is from the MODEL. Loaders list the file after the page is refreshed (R).",
+            search_aliases=["quantize", "convert", "fp8", "int8", "gguf", "save model", "merge lora"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="A Z-Image MODEL from any loader, LoRAs included."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="zimage",
+                    tooltip="The file's name, in diffusion_models in ComfyUI's output folder.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(TARGETS),
+                    default="fp8",
+                    tooltip="fp8 and int8 are half of bf16, gguf-q8_0 a little more, gguf-q4_0 the smallest "
+                    "and farthest from the MODEL. GGUF needs the Python package gguf.",
+                ),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: object, filename_prefix: str, format: str) -> io.NodeOutput:
+        weights = merged_weights(model)
+        bar = comfy.utils.ProgressBar(100)
+
+        def progress(done: int, total: int) -> None:
+            management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(100 * done // total)
+
+        device = management.get_torch_device()
+        management.free_memory(COMPUTING, device)
+        written = write_smaller(weights, _path(filename_prefix, format), format, progress, device)
+        text = f"{written.summary}\n{written.path.parent}"
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(ui=ui.PreviewText(text))
+
+
+def _path(prefix: str, format: str) -> Path:
+    """The next free one."""
+    inside = prefix.replace("\\", "/").removeprefix(f"{FOLDER}/")
+    inside = inside if inside.strip("/. ") else "zimage"
+    folder, name, counter, *_ = folder_paths.get_save_image_path(
+        f"{FOLDER}/{inside}", folder_paths.get_output_directory()
+    )
+    return Path(folder, f"{name}_{counter:05}_{TARGETS[format].suffix}")
