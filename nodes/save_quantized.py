@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy.model_management as management
 import comfy.utils
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..zimage_core.weights.convert import write_smaller
 from ..zimage_core.weights.targets import TARGETS
+from .host.page.model_files import new_transformer
 from .host.page.progress import show_text
 from .host.page.schema import schema
 from .host.running.merged import merged_weights
 
-FOLDER = "diffusion_models"  # in the output folder, where the host's loaders look too
 COMPUTING = 1 << 30  # bytes that the forward behind the printed error needs, by far
 
 
@@ -60,17 +57,8 @@ class ZImageSaveQuantized(io.ComfyNode):
 
         device = management.get_torch_device()
         management.free_memory(COMPUTING, device)
-        written = write_smaller(weights, _path(filename_prefix, format), format, progress, device)
+        path = new_transformer(filename_prefix, TARGETS[format].suffix)
+        written = write_smaller(weights, path, format, progress, device)
         text = f"{written.summary}\n{written.path.parent}"
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(ui=ui.PreviewText(text))
-
-
-def _path(prefix: str, format: str) -> Path:
-    """The next free one."""
-    inside = prefix.replace("\\", "/").removeprefix(f"{FOLDER}/")
-    inside = inside if inside.strip("/. ") else "zimage"
-    folder, name, counter, *_ = folder_paths.get_save_image_path(
-        f"{FOLDER}/{inside}", folder_paths.get_output_directory()
-    )
-    return Path(folder, f"{name}_{counter:05}_{TARGETS[format].suffix}")
