@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import comfy.sd
 import pytest
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.core.random_models import random_s3dit
 from tests.host import matrix
@@ -21,6 +22,8 @@ STATE = random_s3dit(TRANSFORMER, SEED).state_dict()
 CAPTIONS = prompts(TRANSFORMER.cap_feat_dim, 40, 40)
 NAN = float("nan")
 KEY = "layers.1.attention.out.weight"
+encodings = extension_module("nodes.host.writing.encodings")
+NANO = extension_module("nodes.host.built_in").NANO
 accelerated = extension_module("nodes.host.running.accelerate").accelerated
 
 
@@ -70,6 +73,45 @@ def test_what_overflows_is_said_to_overflow(tmp_path: Path) -> None:
     huge["x_embedder.weight"] = STATE["x_embedder.weight"] * 1e38
     message = complaint(from_file(tmp_path / "a.safetensors", huge))
     assert "are finite: numbers overflowed in float32" in message and "--force-fp16" in message
+    assert "The first such value comes out of x_embedder" in message
+
+
+def test_the_first_layer_is_named(tmp_path: Path) -> None:
+    """Between two layers too: here the product in a feed-forward overflows, whose factors do not."""
+    factors = [f"layers.0.feed_forward.{name}.weight" for name in ("w1", "w3")]
+    patcher = from_file(tmp_path / "a.safetensors", STATE | {key: STATE[key] * 1e25 for key in factors})
+    network = patcher.model.diffusion_model
+    assert "The first such value goes into layers.0.feed_forward.w2." in complaint(patcher)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
+
+
+def test_what_no_layer_gave(tmp_path: Path) -> None:
+    patcher = from_file(tmp_path / "a.safetensors", STATE)
+    patcher.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * NAN)
+    assert "second run is finite: the sampler, its guidance" in complaint(patcher)
+
+
+def plant(network: nn.Module, layer: str) -> None:
+    network.get_submodule(layer).weight.data.view(-1)[0] = NAN
+
+
+def test_the_text_encoders_layer_is_named() -> None:
+    clip = extension_module("nodes.host.loading.clip").load_clip(NANO / "text_encoder.safetensors")
+    plant(clip.cond_stage_model, layer := "qwen3_4b.transformer.model.layers.1.mlp.down_proj")
+    with pytest.raises(ValueError, match=f"text encoder gave .*first such value comes out of {layer}"):
+        encodings.encode(clip, clip.tokenize("a red apple"))
+
+
+def test_the_vaes_layer_is_named() -> None:
+    """What it decodes to; a latent that held such values before is told from it."""
+    vae = extension_module("nodes.host.loading.vae").load_vae(NANO / "autoencoder.safetensors")
+    latent = noise_of()
+    assert torch.isfinite(vae.decode(latent)).all()
+    with pytest.raises(ValueError, match="latent to decode holds values that are not finite"):
+        vae.decode(latent * NAN)
+    plant(vae.first_stage_model.decoder, layer := "mid.block_1.conv1")
+    with pytest.raises(ValueError, match=f"VAE gave .*first such value comes out of {layer} .*--fp32-vae"):
+        vae.decode(latent)
 
 
 def test_a_finite_run_is_looked_at_once_and_passes(tmp_path: Path, monkeypatch) -> None:
@@ -102,4 +144,4 @@ def test_a_checkpoint_that_the_host_streams(tmp_path: Path, monkeypatch, readabl
     monkeypatch.setattr(type(patcher), "is_dynamic", lambda _: True, raising=False)
     guider, noise = SimpleNamespace(original_conds={}, model_patcher=patcher), noise_of()
     with pytest.raises(ValueError, match=f"weights hold such values in {KEY}"):
-        extension_module("nodes.host.running.finite").require_finite(noise * NAN, guider, noise, noise)
+        extension_module("nodes.host.running.finite").require_finite(noise * NAN, guider, noise, noise, list)

@@ -11,6 +11,7 @@ import torch
 
 from ....zimage_core.config import AutoencoderConfig
 from ....zimage_core.weights import read_autoencoder
+from ..running.first_not_finite import check_pictures
 
 
 def load_vae(path: Path) -> Any:
@@ -19,7 +20,9 @@ def load_vae(path: Path) -> Any:
     logging.info("Z-Image autoencoder: %s", checkpoint.summary)
     state, c = checkpoint.plain(), checkpoint.config
     if c == AutoencoderConfig():
-        return comfy.sd.VAE(sd=state)
+        vae = comfy.sd.VAE(sd=state)
+        check_pictures(vae)
+        return vae
     moments, z = 2 * c.z_channels, c.z_channels
     first = next(iter(state.values()))
     state |= {  # the host's class for given sizes has these two; identities leave the rest as it is
@@ -42,4 +45,5 @@ def load_vae(path: Path) -> Any:
     }
     vae = comfy.sd.VAE(sd=state, config={"params": {"ddconfig": sizes, "embed_dim": z}})
     vae.latent_channels = z
+    check_pictures(vae)
     return vae

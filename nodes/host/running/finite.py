@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ....zimage_core.weights import WeightsError, read_transformer
 from ....zimage_core.weights.errors import some
 from ....zimage_core.weights.values import finite, not_finite
+from .first_not_finite import first_not_finite
 from .packed import packed_layers
 
 KEY = "zimage_finite"
@@ -25,20 +26,32 @@ def check_results(model: Any) -> None:
 
 
 def _checked(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    guider = executor.class_obj
+    conds = {kind: [cond.copy() for cond in conds] for kind, conds in guider.conds.items()}
+
+    def again() -> None:
+        guider.conds = conds
+        executor(noise, latent, *args, **kwargs)
+
     samples = executor(noise, latent, *args, **kwargs)
-    require_finite(samples, executor.class_obj, noise, latent)
+    require_finite(samples, guider, noise, latent, again)
     return samples
 
 
-def require_finite(samples: Tensor, guider: Any, noise: Tensor, latent: Tensor) -> None:
-    """samples: what the host's guider made of noise and latent. Raises ValueError naming the cause."""
+def require_finite(
+    samples: Tensor, guider: Any, noise: Tensor, latent: Tensor, again: Callable[[], Any]
+) -> None:
+    """samples: what the host's guider made of noise and latent. Raises ValueError naming the cause.
+
+    again: the same run once more, for the layer where such values begin.
+    """
     if torch.isfinite(samples).all():
         return
-    for cause in _causes(guider, noise, latent):
+    for cause in _causes(guider, noise, latent, again):
         raise ValueError(f"{WHAT}. {cause}")
 
 
-def _causes(guider: Any, noise: Tensor, latent: Tensor) -> Iterator[str]:
+def _causes(guider: Any, noise: Tensor, latent: Tensor, again: Callable[[], Any]) -> Iterator[str]:
     """The most likely first; the last one is what is left. Reading all weights can take half a minute."""
     if not finite(latent) or not finite(noise):
         yield "The latent or noise that it started from holds such values: look at the node that made it."
@@ -52,9 +65,15 @@ def _causes(guider: Any, noise: Tensor, latent: Tensor) -> Iterator[str]:
         yield f"A LoRA holds such values for {some(patched)}: take it out, or download it again."
     if names := [*not_finite(_weights(patcher)), *_packed(patcher)]:
         yield f"The weights hold such values in {some(names)}: download the file again or choose another."
+    layer = first_not_finite(patcher.get_model_object("diffusion_model"), again)
+    if not layer:
+        yield (
+            "All that the model's layers gave in a second run is finite: the sampler, its guidance (cfg) or "
+            "another extension makes such values."
+        )
     yield (
         f"The weights, the prompt and the latent are finite: numbers overflowed in {_precision(patcher)}. "
-        "Load the weights with weight_dtype bf16 or fp32, and start ComfyUI without --force-fp16 and "
+        f"The first such value {layer}. Load the weights with weight_dtype bf16 or fp32, and start ComfyUI without --force-fp16 and "
         "--use-sage-attention."
     )
 

@@ -34,15 +34,20 @@ def sample(guider: Any, sampler: Any, latent: dict, seed: int, sigmas: torch.Ten
     model = guider.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    made = guider.sample(
-        noise,
-        samples,
-        sampler,
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    ).to(samples)  # where the host keeps latents, and in its type
-    require_finite(made, guider, noise, samples)
+
+    def run() -> torch.Tensor:
+        made = guider.sample(
+            noise,
+            samples,
+            sampler,
+            sigmas,
+            denoise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        return made.to(samples)  # where the host keeps latents, and in its type
+
+    made = run()
+    require_finite(made, guider, noise, samples, run)
     return {**latent, "samples": made}

@@ -18,6 +18,7 @@ from ....zimage_core.prompt.syntax import EMBEDDING, unix_lines
 from ....zimage_core.prompt.template import TEMPLATE, apply_template
 from ..built_in import vocabulary
 from ..loading.clip import NanoTokenizer
+from ..running.first_not_finite import check_features
 
 KEPT_TOKENS = 8192  # of each text encoder: 84 MB at full size
 NAMED = 6  # unknown words in a note
@@ -108,13 +109,20 @@ def cut(tokens: dict, longest: int) -> dict:
 
 def encode(clip: Any, tokens: dict) -> Conditioning:
     """The host's encoding; the same tokens with the same weights and patches are encoded once."""
+
+    def encoded() -> Conditioning:
+        return clip.encode_from_tokens_scheduled(tokens)
+
     key = _key(clip, tokens)
     if key is None:
-        return clip.encode_from_tokens_scheduled(tokens)
+        conditioning = encoded()
+        check_features(clip, conditioning, encoded)
+        return conditioning
     kept = _encodings.setdefault(clip.cond_stage_model, Encodings())
     conditioning = kept.get(key)
     if conditioning is None:
-        conditioning = clip.encode_from_tokens_scheduled(tokens)
+        conditioning = encoded()
+        check_features(clip, conditioning, encoded)
         kept.put(key, conditioning)
     return [[features, dict(extra)] for features, extra in conditioning]  # nodes write into these
 
