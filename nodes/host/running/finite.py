@@ -73,8 +73,8 @@ def _causes(guider: Any, noise: Tensor, latent: Tensor, again: Callable[[], Any]
         )
     yield (
         f"The weights, the prompt and the latent are finite: numbers overflowed in {_precision(patcher)}. "
-        f"The first such value {layer}. Load the weights with weight_dtype bf16 or fp32, and start ComfyUI without --force-fp16 and "
-        "--use-sage-attention."
+        f"The first such value {layer}. Load the weights with weight_dtype bf16 or fp32, and start ComfyUI "
+        "without --force-fp16 and --use-sage-attention."
     )
 
 
