@@ -11,13 +11,14 @@ import comfy.quant_ops
 import comfy.sd
 import comfy.utils
 import folder_paths
+import gguf
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.core.formats import by_kitchen, marker
+from tests.core.formats import by_kitchen, marker, write_gguf
 from tests.core.lora_files import DIALECTS, Written, write
 from tests.core.random_models import random_s3dit, relative
 from tests.core.test_quantised_files import marked, scaled
@@ -46,24 +47,32 @@ NANO = extension_module("nodes.host.built_in").NANO
 
 
 class Base(NamedTuple):
-    tensors: dict[str, Tensor]
+    path: Path
     truth: dict[str, Tensor]
-    step: Callable[[Tensor], Tensor]  # of the type in which a weight is stored again
+    step: Callable[[Tensor], Tensor]  # of the type in which a changed weight is kept
 
 
-def bases() -> dict[str, Base]:
+@pytest.fixture(scope="module")
+def bases(scratch: Path) -> dict[str, Base]:
+    def put(name: str, tensors: dict[str, Tensor]) -> Path:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, scratch / name)
+        return scratch / name
+
     bf16 = {key: value.bfloat16() for key, value in STATE.items()}
-    made = {"bf16": Base(bf16, bf16, lambda weight: weight.abs() * 2**-7)}
+    made = {"bf16": Base(put("bf16", bf16), bf16, lambda weight: weight.abs() * 2**-7)}
     fp8, truth = scaled(STATE, "weight_scale", "[]", torch.float8_e4m3fn, SEED)
     fp8, _ = marked(fp8, LAYERS, "comfy_quant", "float8_e4m3fn")
-    made["fp8"] = Base(fp8, truth, lambda weight: weight.abs() / 8 + weight.abs().max() / 448 / 2**9)
+    made["fp8"] = Base(
+        put("fp8", fp8), truth, lambda weight: weight.abs() / 8 + weight.abs().max() / 448 / 2**9
+    )
     int8, marks, truth = by_kitchen(STATE, "int8_tensorwise")
     int8 |= {f"{layer}.comfy_quant": marker(spec) for layer, spec in marks.items()}
-    made["int8"] = Base(int8, truth, lambda weight: weight.abs().max() / 127)
+    made["int8"] = Base(put("int8", int8), truth, lambda weight: weight.abs().max() / 127)
+    truth = write_gguf(scratch / "gguf", STATE, gguf.GGMLQuantizationType.Q8_0, "lumina2", SEED)
+    made["gguf"] = Base(scratch / "gguf", truth, lambda weight: weight.abs().max() * 1e-6)  # in float32
     return made
 
 
-BASES = bases()
 BF16 = 2e-3
 ON_THE_FLY = 4 * 2**-9  # relative L2: of bf16's numbers, products and sums
 KINDS = [("lora", None), ("loha", None), ("lokr", None), ("lora", "vector"), ("lokr", "columns")]
@@ -97,17 +106,16 @@ def loaded_weights(patcher: ModelPatcher, streamed: bool, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["bf16", "fp8", "int8", "gguf"])
 @pytest.mark.parametrize("kind, dora", KINDS)
 def test_weights_are_those_merged_by_hand(
-    base: str, kind: str, dora: str, streamed: bool, tmp_path: Path
+    base: str, kind: str, dora: str, streamed: bool, bases: dict[str, Base]
 ) -> None:
     """In float64, within a step of the type that keeps them; in bf16 where they are changed on the fly."""
-    tensors, truth, step = BASES[base]
-    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "base.safetensors")
+    path, truth, step = bases[base]
     written = write(blocks(truth), DIALECTS["ai-toolkit"], SEED, kind, dora, torch.bfloat16, size=0.2)
     kept = ("bf16", torch.bfloat16) if base == "bf16" else ("auto", torch.float32)
-    patcher = load_patcher(tmp_path / "base.safetensors", kept[0])
+    patcher = load_patcher(path, kept[0])
     found = loaded_weights(with_lora(patcher, written), streamed, kept[1])
     right = written.merged(blocks(truth))
     for key, weight in right.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import comfy.lora
@@ -12,6 +12,7 @@ from torch import nn
 from ....zimage_core.weights import LoraFile, LoraFit, WeightsError, fit_lora
 from ....zimage_core.weights.errors import some
 from .dora import Dora
+from .packed import packed_layers
 
 ROOT = "diffusion_model."  # of the network's names in a MODEL
 OURS = (f"{ROOT}noise_refiner.0.attention.qkv.weight", f"{ROOT}cap_pad_token")  # Lumina 2 has no pad tokens
@@ -32,14 +33,14 @@ def with_loras(model: Any, clip: Any | None, uses: Iterable[LoraUse]) -> tuple[A
 
     Raises WeightsError for a MODEL of another family.
     """
-    shapes = {f"{ROOT}{key}": shape for key, shape in _shapes(model.model.diffusion_model)}
+    shapes = {f"{ROOT}{key}": shape for key, shape in _shapes(model.model.diffusion_model).items()}
     if not shapes.keys() >= set(OURS):
         raise WeightsError(
             f"this MODEL is {type(model.model).__name__}, not Z-Image. Connect a Z-Image MODEL, or use "
             "ComfyUI's own LoRA loader for this one."
         )
     if clip is not None:
-        shapes |= dict(_shapes(clip.cond_stage_model))
+        shapes |= _shapes(clip.cond_stage_model)
     said = []
     for use in uses:
         fit = fit_lora(use.file, shapes, clip is not None)
@@ -51,9 +52,10 @@ def with_loras(model: Any, clip: Any | None, uses: Iterable[LoraUse]) -> tuple[A
     return model, clip, said
 
 
-def _shapes(network: nn.Module) -> Iterator[tuple[str, torch.Size]]:
-    """Of the parameters as they are used: a state dict has packed ones as they are stored."""
-    return ((key, parameter.shape) for key, parameter in network.named_parameters())
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Of the parameters as they are used; a state dict has packed ones as they are stored."""
+    packed = {f"{name}.weight": layer.matrix_shape for name, layer in packed_layers(network).items()}
+    return {key: parameter.shape for key, parameter in network.named_parameters()} | packed
 
 
 def _patched(patched: Any, fit: LoraFit, names: Iterable[str], strength: float) -> Any:
