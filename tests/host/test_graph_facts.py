@@ -65,6 +65,25 @@ def test_loras_in_the_order_of_their_use_and_none_that_is_off():
         assert found.loras == (*more, LoraUse("nano_greyscale_lora.safetensors", 1.0)) and found.model == NANO
 
 
+def test_the_stack_of_loras_and_those_named_in_its_prompt():
+    """Typed and linked; the prompt is told without their tags."""
+    graph = api_form("07 LoRA (nano demo)")
+    stack = graph[node_of(graph, "LoraLoaderModelOnly")]
+    stack["class_type"] = "ZImageLoraLoader"
+    stack["inputs"] = {"model": stack["inputs"]["model"], "lora_1": "a.safetensors", "strength_1": 0.5}
+    stack["inputs"] |= {"lora_2": "none", "strength_2": 1.0, "lora_3": "b.safetensors", "strength_3": 0.0}
+    stack["inputs"]["prompt"] = "a fox, <lora:ink:0.8>, <lora:off:0:1> red"
+    text = {"class_type": "PrimitiveString", "inputs": {"value": stack["inputs"]["prompt"]}}
+    graph[node_of(graph, "ZImageTextEncode")]["inputs"]["text"] = [node_of(graph, "ZImageLoraLoader"), 3]
+    for prompt in (stack["inputs"]["prompt"], ["words", 0]):
+        stack["inputs"]["prompt"] = prompt
+        found = facts(graph | {"words": text})
+        assert found.loras == (LoraUse("a.safetensors", 0.5), LoraUse("ink", 0.8)) and found.model == NANO
+        assert found.prompt == "a fox, red"
+    stack["inputs"]["prompt"] = "<lora:ink:strong>"
+    assert facts(graph).prompt is None
+
+
 def test_the_last_sampler_made_the_picture():
     graph = api_form("12 Draft and refine (nano demo)")
     assert (facts(graph).seed, facts(graph).denoise) == (8, 0.5)
@@ -219,6 +238,7 @@ def test_what_is_read_exists_in_comfyui():
         for kind, entry in spec[table].items():
             named += [(kind, name) for name in entry.get("inputs", {}).values()]
             named += [(kind, entry[role]) for role in ("model", "prompt", "negative") if role in entry]
+    named += [(kind, name) for kind, slots in spec["loras"].items() for slot in slots for name in slot]
     named += [
         (kind, name)
         for way in spec["through"].values()

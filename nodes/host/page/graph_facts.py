@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ....zimage_core.prompt.lora_tags import LoraTag, LoraTagError, without_lora_tags
 from ....zimage_core.prompt.syntax import several_prompts
 
 _SPEC = json.loads(Path(__file__).with_name("graph_facts.json").read_text(encoding="utf-8"))
 _SAMPLERS: dict[str, dict] = _SPEC["samplers"]
 _PARTS: dict[str, dict] = _SPEC["parts"]
 _THROUGH: dict[str, dict] = _SPEC["through"]
+LORA_LOADER, NO_LORA = "ZImageLoraLoader", "none"
 _VALUES = {"texts": (str,), "numbers": (int, float), "choices": (str,)}
 _CHOICES = {"sampler", "scheduler"}
 _MOST_PICTURES = 100
@@ -132,11 +134,7 @@ def _model(graph: dict, link: Link | None) -> dict[str, Any]:
         return kind in _SPEC["models"]
 
     def note(node: str) -> None:
-        if _kind(graph, node) in _SPEC["loras"]:
-            file = _value(graph, node, "lora_name", "choices")
-            strength = _value(graph, node, "strength_model", "numbers")
-            if file is not None and strength:
-                loras.insert(0, LoraUse(file, strength))
+        loras[:0] = _loras(graph, node)
 
     end = _way(graph, link, "model", is_loader, note)
     if end is None:
@@ -144,6 +142,26 @@ def _model(graph: dict, link: Link | None) -> dict[str, Any]:
     loader = _kind(graph, end.node)
     file = _value(graph, end.node, _SPEC["models"][loader], "choices")
     return {"model": file, "loader": loader, "loras": tuple(loras)}
+
+
+def _loras(graph: dict, node: str) -> Iterator[LoraUse]:
+    """Those that one node loads, and whose strength is told: from its slots, then from its prompt."""
+    kind = _kind(graph, node)
+    for name, strength_name in _SPEC["loras"].get(kind, ()):
+        file = _value(graph, node, name, "choices")
+        strength = _value(graph, node, strength_name, "numbers")
+        if file not in (None, NO_LORA) and strength:
+            yield LoraUse(file, strength)
+    if kind == LORA_LOADER:
+        tags = _split_tags(_value(graph, node, "prompt", "texts"))[1]
+        yield from (LoraUse(tag.name, tag.model) for tag in tags if tag.model)
+
+
+def _split_tags(text: str | None) -> tuple[str | None, list[LoraTag]]:
+    try:
+        return (None, []) if text is None else without_lora_tags(text)
+    except LoraTagError:
+        return None, []
 
 
 def _encoded(graph: dict, link: Link | None, index: int | None) -> str | None:
@@ -165,12 +183,16 @@ def _encoded(graph: dict, link: Link | None, index: int | None) -> str | None:
 def _text_at(graph: dict, link: Link, passed: tuple[str, ...]) -> str | None:
     """The text that an output gives, where the graph has it: typed, or written by a node that ran."""
     end = _way(graph, link, "text", lambda kind: kind in _SPEC["texts"])
-    if end is None or end.output != 0 or end.node in passed or len(passed) > _MOST_TEXTS:
+    if end is None or end.node in passed or len(passed) > _MOST_TEXTS:
         return None
     kind = _kind(graph, end.node)
+    if end.output != _SPEC["text_outputs"].get(kind, 0):
+        return None
     if kind == "ZImagePromptEnhancer" and graph[end.node]["inputs"].get("locked") is not True:
         return None  # then the text is not in the graph, or is not what was used
     text = _value(graph, end.node, _SPEC["texts"][kind], "texts", (*passed, end.node))
+    if kind == LORA_LOADER:
+        return _split_tags(text)[0]
     if kind == "ZImageStyle":
         return text or None  # without its words where it has not run
     if kind == "ZImageWildcards" and not text:  # not run for this picture: the host compares the drawn texts
