@@ -5,7 +5,7 @@ import copy
 import pytest
 from PIL import Image
 
-from tests.host.graphs import changed, node_of
+from tests.host.graphs import api_form, changed, node_of
 from tests.host.pictures import difference, explained, picture
 
 ROUNDING = 1.5  # grey levels: the same picture but for rounding
@@ -131,3 +131,21 @@ def test_loras_of_both_spellings_act_alike(server, turbo, file, dtype):
     # Off again: the patches leave nothing behind in the weights.
     assert difference(plain, made("split", 0.0)) == 0
     assert difference(plain, picture(server, server.run(graph))) == 0
+
+
+def test_a_lora_named_in_the_prompt_acts_as_by_the_hosts_loader(server):
+    """The example that ships, and an error where the name is not right."""
+    graph = api_form("07 LoRA (nano demo)")
+    theirs = picture(server, server.run(graph))
+    node = graph[node_of(graph, "LoraLoaderModelOnly")]
+    node["class_type"] = "ZImageLoraLoader"
+    encode = graph[node_of(graph, "ZImageTextEncode")]["inputs"]
+    prompt = f"{encode['text']} <lora:nano_greyscale_lora>"
+    node["inputs"] = {"model": node["inputs"]["model"], "prompt": prompt}
+    node["inputs"] |= {f"lora_{n}": "none" for n in range(1, 5)} | {f"strength_{n}": 1.0 for n in range(1, 5)}
+    encode["text"] = [node_of(graph, "ZImageLoraLoader"), 3]
+    assert difference(theirs, picture(server, server.run(graph))) == 0
+    node["inputs"]["prompt"] = prompt.replace("nano_greyscale", "gray")
+    result = server.run(graph)
+    assert "no LoRA named 'gray_lora'" in explained(result)
+    assert "The nearest are: nano_greyscale_lora.safetensors" in explained(result)
