@@ -15,7 +15,7 @@ from tests.core.random_models import TINY, random_s3dit, randomise
 from tests.core.test_control_weights import as_published
 from tests.core.test_weights import SMALL_AE, SMALL_TE, prefixed, same
 from zimage_core import AutoencoderKL, Qwen3TextEncoder
-from zimage_core.weights import WeightsError, load_text_encoder, load_transformer
+from zimage_core.weights import WeightsError, describe, load_text_encoder, load_transformer
 from zimage_core.weights.keys import transformer_to_diffusers
 from zimage_core.weights.readers import parts_of
 
@@ -130,3 +130,40 @@ def test_a_text_encoder_cut_to_what_prompts_need_cannot_write() -> None:
     assert torch.equal(load_text_encoder(cut)(ids), load_text_encoder(whole)(ids))
     with pytest.raises(WeightsError, match="no model.norm.weight: it was cut .* whole Qwen3-4B"):
         load_text_encoder(cut, language_model=True)
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_a_variant_is_read_where_it_is_alone(state: dict[str, Tensor], tmp_path: Path, variant: str) -> None:
+    """As diffusers names them: the index of a variant has it before the last ending."""
+    sharded(state, tmp_path)
+    index = tmp_path / INDEX
+    index.rename(tmp_path / f"diffusion_pytorch_model.safetensors.index{variant}.json")
+    assert same(load_transformer(tmp_path).state_dict(), state)
+    single = tmp_path / "single"
+    single.mkdir()
+    save_file(state, single / f"diffusion_pytorch_model{variant}.safetensors")
+    assert same(load_transformer(single).state_dict(), state)
+
+
+def test_of_a_model_and_its_variant_the_model_is_read(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    save_file({k: v.half() for k, v in state.items()}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    assert same(load_transformer(tmp_path).state_dict(), state)
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="holds 2 .safetensors files and no index: choose one file"):
+        load_transformer(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["transformer", "Z-Image-Turbo/transformer"])
+def test_a_whole_model_is_a_folder_of_each_part(state: dict[str, Tensor], tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    sharded(state, folder)
+    text = randomise(Qwen3TextEncoder(SMALL_TE, language_model=True), 3)
+    (folder.parent / "text_encoder").mkdir()
+    save_file(text.state_dict(), folder.parent / "text_encoder" / "model.safetensors")
+    assert same(load_transformer(tmp_path).state_dict(), state)
+    assert same(load_text_encoder(tmp_path, language_model=True).state_dict(), text.state_dict())
+    found = describe(tmp_path)
+    assert set(found) == {"transformer", "text_encoder"}
+    assert found["transformer"]["variant"] == "Turbo" and "variant" not in found["text_encoder"]

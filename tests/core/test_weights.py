@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -436,3 +437,65 @@ def test_a_summary_has_name_size_and_precision() -> None:
     assert part["bytes"] == sum(value.nbytes for value in stored.values())
     large = S3DiT(S3DiTConfig(), device="meta", dtype=torch.bfloat16).state_dict()
     assert read_transformer(large).summary == "the given dict: 6.15 B parameters, bfloat16"
+
+
+def wrapped(state: dict[str, Tensor], before: str, part: str, wrapper: str) -> dict[str, Tensor]:
+    """A wrapper's name in front of all, and one behind each block's number."""
+    inside = {re.sub(rf"^({part}\.\d+)\.", rf"\1.{wrapper}", key): value for key, value in state.items()}
+    return prefixed(inside, before)
+
+
+@pytest.mark.parametrize(
+    "before, wrapper",
+    [
+        ("_orig_mod.", ""),
+        ("module.", ""),
+        ("module._orig_mod.", "_checkpoint_wrapped_module."),
+        ("model.diffusion_model._orig_mod.", ""),
+        ("_fsdp_wrapped_module.", "_fsdp_wrapped_module."),
+        ("net.", ""),
+        ("model.model.", "_orig_mod."),
+        ("base.denoiser.", ""),
+    ],
+)
+def test_whatever_tools_put_before_and_into_names(before: str, wrapper: str) -> None:
+    state = random_s3dit(TINY, 7).state_dict()
+    for written in (state, transformer_to_diffusers(state)):
+        given = wrapped(written, before, "layers", wrapper)
+        assert same(load_transformer(given).state_dict(), state)
+    if before.startswith("model.diffusion_model."):  # which is a transformer's alone
+        return
+    text = randomise(Qwen3TextEncoder(SMALL_TE, language_model=True), 3).state_dict()
+    given = wrapped(text, before, r"model\.layers", wrapper)
+    assert same(load_text_encoder(given, language_model=True).state_dict(), text)
+
+
+def test_layers_in_the_metadata_lose_their_wrappers_too(tmp_path: Path) -> None:
+    tensors, metadata, _ = as_metadata(random_s3dit(TINY, 7).state_dict())
+    plain = tmp_path / "plain.safetensors"
+    save_file(tensors, plain, metadata)
+    place, inside = "model.diffusion_model.", "model.diffusion_model._orig_mod."
+    metadata = {key: value.replace(place, inside) for key, value in metadata.items()}
+    path = tmp_path / "compiled.safetensors"
+    save_file({key.replace(place, inside): value for key, value in tensors.items()}, path, metadata)
+    assert read_transformer(path).formats == read_transformer(plain).formats
+    assert same(load_transformer(path).state_dict(), load_transformer(plain).state_dict())
+
+
+def test_averages_of_training_are_not_taken_for_the_model() -> None:
+    state, other = (random_s3dit(TINY, seed).state_dict() for seed in (7, 8))
+    given = prefixed(state, "net.") | prefixed(other, "net_ema.")
+    assert same(load_transformer(given).state_dict(), state)
+    with pytest.raises(WeightsError, match="holds no Z-Image transformer"):
+        load_transformer(prefixed(state, "one.") | prefixed(other, "two."))
+    with pytest.raises(WeightsError, match="twice, with and without _orig_mod"):
+        load_transformer(state | prefixed(other, "_orig_mod."))
+
+
+@pytest.mark.parametrize("name", ["model.language_model.", "language_model.model."])
+def test_a_qwen_that_sees_pictures_is_named(name: str) -> None:
+    text = randomise(Qwen3TextEncoder(SMALL_TE, language_model=True), 3).state_dict()
+    given = {name + key.removeprefix("model."): value for key, value in text.items()}
+    for more in ({}, {"model.visual.blocks.0.norm1.weight": torch.ones(4)}):
+        with pytest.raises(WeightsError, match="Qwen3-VL"):
+            load_text_encoder({**given, **more})

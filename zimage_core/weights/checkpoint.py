@@ -105,6 +105,13 @@ class Checkpoint:
         return float(norm.float().std(unbiased=False)) < 0.42
 
     @property
+    def variant(self) -> str:
+        """Of a transformer: omni by its keys, else Turbo or Base by that measure."""
+        if self.config.siglip_feat_dim is not None:
+            return "omni"
+        return "Turbo" if self.fits_float16 else "Base"
+
+    @property
     def _matrix_dtypes(self) -> set[torch.dtype]:
         return {value.dtype for _, value in self._plain_weights() if value.ndim == 2}
 

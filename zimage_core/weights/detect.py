@@ -47,6 +47,15 @@ def refuse_relatives(name: str, tensors: Mapping[str, Tensor], metadata: Mapping
         )
 
 
+def refuse_other_qwens(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError for a Qwen that sees pictures: its text half has Qwen3's sizes, not its weights."""
+    if any(re.search(r"(?:^|\.)(?:visual|language_model)\.", key) for key in tensors):
+        raise WeightsError(
+            f"{name} is a Qwen3-VL or a relative, which sees pictures. Z-Image needs Qwen3-4B "
+            "(qwen_3_4b.safetensors): choose that."
+        )
+
+
 def _image_model(metadata: Mapping[str, str]) -> str | None:
     """What ComfyUI's writers note about a transformer in a file's metadata."""
     try:

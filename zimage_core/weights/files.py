@@ -17,7 +17,14 @@ from .impostors import AGAIN, refuse
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own reader
 SMALL = 65_536  # bytes; markers, scales, norms and biases, whose values are looked at in any case
-INDEX = "*.safetensors.index.json"
+INDEX = "*.safetensors.index*.json"  # a variant such as fp16 stands before the last ending
+PART_FOLDERS = {  # in diffusers' layout
+    "transformer": "transformer",
+    "text_encoder": "text_encoder",
+    "autoencoder": "vae",
+    "vision": "siglip",
+    "control": "controlnet",
+}
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -119,14 +126,45 @@ def read_tensors(source: str | os.PathLike, values: bool = True) -> RawFile:
     return raw
 
 
+def folder_of(source: Path, kind: str) -> Path:
+    """Where one part lies in a folder: the folder itself, or its only one for this part, up to two deeper.
+
+    Whole models in diffusers' layout have a folder for each part.
+    """
+    if not source.is_dir() or has_weights(source):
+        return source
+    for pattern in (PART_FOLDERS[kind], f"*/{PART_FOLDERS[kind]}"):
+        found = [folder for folder in source.glob(pattern) if any(folder.glob("*.safetensors"))]
+        if len(found) == 1:
+            return found[0]
+    return source
+
+
+def lacks(source: Path, kind: str) -> bool:
+    """Whether it is the folder of a whole model that has none for this part."""
+    folder = folder_of(source, kind)
+    whole = any(folder_of(source, other) != source for other in PART_FOLDERS)
+    return whole and folder == source and source.is_dir() and not has_weights(source)
+
+
+def has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob(INDEX))
+
+
+def _without_variants(files: list[Path]) -> list[Path]:
+    """Of model.safetensors and model.fp16.safetensors the first, where these are all."""
+    plain = [file for file in files if "." not in file.stem]
+    return plain if {file.stem.split(".")[0] for file in files} == {file.stem for file in plain} else files
+
+
 def shards(folder: Path) -> list[Path]:
     """The files of a folder that holds one part of a model.
 
     Raises WeightsError when there are several and no index, or an index and not all of them.
     """
-    indexes = sorted(folder.glob(INDEX))
+    indexes = sorted(folder.glob(INDEX), key=lambda path: (len(path.name), path.name))  # no variant first
     if not indexes:
-        files = sorted(folder.glob("*.safetensors"))
+        files = _without_variants(sorted(folder.glob("*.safetensors")))
         if len(files) != 1:
             raise WeightsError(
                 f"{folder} holds {len(files)} .safetensors files and no index: choose one file"

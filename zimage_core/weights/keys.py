@@ -54,6 +54,10 @@ TEXT_ENCODER = (  # llama.cpp's names, as in GGUF files
     Rename("blk.{n}.ffn_up", "model.layers.{n}.mlp.up_proj"),
     Rename("blk.{n}.ffn_down", "model.layers.{n}.mlp.down_proj"),
 )
+# By torch.compile, checkpointing, FSDP and DDP
+WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.|^module\.|(?<=^model\.)module\."
+)
 FUSED = ("to_q", "to_k", "to_v")  # rows of attention.qkv, in this order
 PREFERENCE = ".comfy_attention.config"  # JSON in bytes: the attention that newer ComfyUIs use in a block
 LEFTOVERS = {  # what some files hold beside the weights, and nothing here needs
@@ -126,17 +130,33 @@ def rename(key: str, table: Iterable[Rename], levels: int = 0, reverse: bool = F
     return key
 
 
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers around modules put into it."""
+    return WRAPPERS.sub("", name)
+
+
 def strip_prefix(tensors: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], str]:
     """The tensors of one part of a file, without its prefix, and that prefix; empty when it has no such part.
 
-    Without a prefix it is all that no other part claims.
+    Without a prefix it is all that no other part claims. A prefix that no table has counts where only one is
+    there, averages of training (`ema`) apart.
     """
-    for prefix in PREFIXES[kind]:
+    for prefix in (*PREFIXES[kind], *_other_prefixes(tensors, kind)):
         if any(prefix + signature in tensors for signature in SIGNATURES[kind]):
             foreign = () if prefix else CLAIMED
             part = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
             return {k: v for k, v in part.items() if not k.startswith(foreign)}, prefix
     return {}, ""
+
+
+def _other_prefixes(tensors: Mapping[str, Tensor], kind: str) -> list[str]:
+    ends = [f".{signature}" for signature in SIGNATURES[kind][: 1 if kind == "text_encoder" else None]]
+    found = {key[: 1 - len(end)] for key in tensors for end in ends if key.endswith(end)}
+    plain = [prefix for prefix in found if "ema" not in re.split(r"[._]", prefix)]
+    for prefixes in (plain, list(found)):
+        if len(prefixes) == 1 and prefixes[0] not in CLAIMED:
+            return prefixes
+    return []
 
 
 def without_leftovers(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

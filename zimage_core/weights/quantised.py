@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import torch
@@ -44,6 +44,16 @@ EXPECTED = {  # of the options that change weights: what their values are
 FNUZ = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 Formats = dict[str, dict]  # layer path -> {"format": "float8_e4m3fn", ...}
+
+
+def renamed_metadata(metadata: Mapping[str, str], rename: Callable[[str], str]) -> dict[str, str]:
+    """The same with other names of layers; what cannot be read is left for `normalise` to refuse."""
+    try:
+        found = json.loads(metadata[METADATA])
+        layers = {rename(layer): spec for layer, spec in found["layers"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return dict(metadata)
+    return {**metadata, METADATA: json.dumps({**found, "layers": layers})}
 
 
 def normalise(

@@ -19,7 +19,7 @@ from ..model.vision import VisionEncoder
 from . import detect, keys, layouts, quantised
 from .checkpoint import Checkpoint
 from .errors import SHARD, WeightsError, incomplete, some
-from .files import RawFile, names_in, read_tensors
+from .files import RawFile, folder_of, lacks, names_in, read_tensors
 from .quantisers import quantiser_of, refuse_quantisers, refuse_whole_numbers
 from .values import check_small, not_finite
 
@@ -34,12 +34,26 @@ LABELS = {
 }
 
 
-def _raw(source: Source, with_values: bool) -> RawFile:
+def _raw(source: Source, with_values: bool, kind: str) -> RawFile:
     if isinstance(source, RawFile):
-        return source
-    if isinstance(source, Mapping):
-        return RawFile("the given dict", dict(source))
-    return read_tensors(Path(source), with_values)
+        raw = source
+    elif isinstance(source, Mapping):
+        raw = RawFile("the given dict", dict(source))
+    else:
+        raw = read_tensors(folder_of(Path(source), kind), with_values)
+    return _unwrapped(raw) if any(keys.WRAPPERS.search(name) for name in raw.tensors) else raw
+
+
+def _unwrapped(raw: RawFile) -> RawFile:
+    """The same without what wrappers put into names. Raises WeightsError when two names become one."""
+    tensors = {keys.unwrapped(name): value for name, value in raw.tensors.items()}
+    if len(tensors) != len(raw.tensors):
+        raise WeightsError(
+            f"{raw.name} holds tensors twice, with and without _orig_mod. Choose another file."
+        )
+    formats = {keys.unwrapped(layer): spec for layer, spec in raw.formats.items()}
+    metadata = quantised.renamed_metadata(raw.metadata, keys.unwrapped)
+    return RawFile(raw.name, tensors, metadata, formats)
 
 
 def read_transformer(source: Source, values: bool = True) -> Checkpoint:
@@ -90,7 +104,9 @@ def read_control(source: Source, values: bool = True) -> Checkpoint:
 
 def read_text_encoder(source: Source, values: bool = True) -> Checkpoint:
     """Qwen3 of any size, with or without its output head, which is the embedding once more."""
-    part = _part(source, "text_encoder", values)
+    raw = _raw(source, values, "text_encoder")
+    detect.refuse_other_qwens(raw.name, raw.tensors)
+    part = _part(raw, "text_encoder", values)
     _scales(part)
     part.tensors = {keys.text_encoder_to_ours(k): v for k, v in part.tensors.items()}
     part.formats = {keys.text_encoder_to_ours(k): v for k, v in part.formats.items()}
@@ -143,7 +159,7 @@ class _Part:
 
 
 def _part(source: Source, kind: str, with_values: bool) -> _Part:
-    raw = _raw(source, with_values)
+    raw = _raw(source, with_values, kind)
     tensors, prefix = keys.strip_prefix(raw.tensors, kind)
     if not tensors:
         raise WeightsError(
@@ -291,14 +307,18 @@ def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
     kept_layers: matrices that are not quantised where others are. values: True reads every value, half a
     minute for the largest file, and adds "not_finite": the names of tensors that hold NaN or infinity.
 
+    variant: Turbo or Base by a known statistic of its norms, or omni, of a transformer.
+
     Raises WeightsError when it holds nothing of Z-Image.
     """
-    raw = _raw(source, False)
     parts = {}
     for kind, reader in READERS.items():
-        if keys.strip_prefix(raw.tensors, kind)[0]:
+        if isinstance(source, (str, os.PathLike)) and lacks(Path(source), kind):
+            continue
+        if keys.strip_prefix(_raw(source, False, kind).tensors, kind)[0]:
             part = reader(source, values)
-            parts[kind] = {
+            parts[kind] = {"variant": part.variant} if kind == "transformer" else {}
+            parts[kind] |= {
                 "parameters": part.parameters,
                 "dtype": str(part.dtype).removeprefix("torch."),
                 "bytes": part.bytes,
@@ -310,6 +330,7 @@ def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
             if values:
                 parts[kind]["not_finite"] = list(not_finite(part.tensors))
     if not parts:
+        raw = _raw(source, False, "transformer")
         raise WeightsError(
             f"{raw.name} holds nothing of Z-Image: {what_is(raw.tensors)}. Choose another file."
         )

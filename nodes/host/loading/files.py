@@ -30,7 +30,7 @@ DIFFUSERS_PARTS = {
     "autoencoder": "vae",
     "vision": "siglip",
 }
-INDEX = "*.safetensors.index.json"
+INDEX = "*.safetensors.index*.json"
 HUB = "models--*--*/snapshots/*"  # as a hub's cache keeps downloads
 
 

@@ -38,7 +38,8 @@ def summary(parts: Mapping[str, tuple[Checkpoint, Path]], weight_dtype: str) -> 
     transformer, path = parts["transformer"]
     precision = transformer.precision if DTYPES.get(weight_dtype) is None else weight_dtype
     built_in = path.parent == NANO
-    model = "nano" if built_in else f"{_model_of(transformer)} {precision}"
+    name = transformer.variant if transformer.config.full_size else transformer.name
+    model = "nano" if built_in else f"{name} {precision}"
     sizes = [f"{model} {gigabytes(in_memory(transformer, weight_dtype))}"]
     sizes += [f"{NAMES[kind]} {gigabytes(in_memory(parts[kind][0]))}" for kind in NAMES]
     about = f": {about_nano()}" if built_in else ""
@@ -48,14 +49,6 @@ def summary(parts: Mapping[str, tuple[Checkpoint, Path]], weight_dtype: str) -> 
 def about_nano() -> str:
     known = len(vocabulary().things)
     return f"the demo model draws {known} things at 128x128, models/nano/README.md lists them"
-
-
-def _model_of(transformer: Checkpoint) -> str:
-    if not transformer.config.full_size:
-        return transformer.name
-    if transformer.config.siglip_feat_dim is not None:
-        return "omni"
-    return "Turbo" if transformer.fits_float16 else "Base"
 
 
 def memory_note(needed: int) -> list[str]:
