@@ -171,6 +171,12 @@ def test_alpha_of_kohya_s_settings_counts_where_no_tensor_says_it() -> None:
     assert error(fitted(written), written) <= FOLDED
 
 
+def test_converters_that_leave_kohya_s_alpha_in_the_metadata_have_it_in_the_matrices() -> None:
+    written = write(STATE, DIALECTS["ai-toolkit"], SEED)
+    written.metadata = {"ss_network_alpha": "3.0", "ss_network_dim": "4"}
+    assert error(fitted(written), written) <= EXACT
+
+
 @pytest.mark.parametrize("key, text", [
     ("lora_adapter_metadata", "{"), ("lora_adapter_metadata", "[]"), ("ss_network_alpha", "strong"),
     ("lora_adapter_metadata", '{"transformer.lora_alpha": "x"}'), ("ss_network_alpha", "nan"),
@@ -178,7 +184,9 @@ def test_alpha_of_kohya_s_settings_counts_where_no_tensor_says_it() -> None:
 ])  # fmt: skip
 def test_alphas_that_cannot_be_read_are_refused(key: str, text: str) -> None:
     with pytest.raises(WeightsError, match=f"the given dict has metadata that cannot be read in {key}"):
-        fitted(Written(pair(OUT), [], {key: text}))
+        kohya = {"lora_down": torch.ones(2, 32), "lora_up": torch.ones(32, 2)}
+        tensors = {f"{OUT}.{part}.weight": value for part, value in kohya.items()}
+        fitted(Written(tensors, [], {key: text}))
 
 
 @pytest.mark.parametrize("first, second", [

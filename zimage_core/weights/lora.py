@@ -147,7 +147,8 @@ def _changes(file: LoraFile, path: str, place: Place, keys: dict[str, str]) -> I
     if alpha is not None:
         change.alpha = float(alpha) if alpha.numel() == 1 else math.nan
     elif {"lora_up", *HADA, *LOKR} & parts.keys():
-        change.alpha = network_alpha(file.name, file.metadata, path, change.rank)
+        converted = ".lora_B" in keys.get("lora_up", "")  # kohya's alpha is in the matrices then
+        change.alpha = network_alpha(file.name, file.metadata, path, change.rank, not converted)
     for part in ("diff_b", "up_bias"):
         if part in parts:
             value = parts.pop(part)

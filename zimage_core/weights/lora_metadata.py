@@ -28,11 +28,15 @@ TAGS = "ss_tag_frequency"  # {folder: {tag: how often}}, as JSON
 MOST_WORDS, LONGEST_WORD = 8, 80
 
 
-def network_alpha(name: str, metadata: Mapping[str, str], path: str, rank: int) -> float | None:
+def network_alpha(
+    name: str, metadata: Mapping[str, str], path: str, rank: int, as_kohya: bool
+) -> float | None:
     """The alpha of a layer whose file has no tensor for it; None: the change counts as it is.
 
-    path: the layer as the file writes it. Raises WeightsError for settings that cannot be read; name: the
-    file's.
+    path: the layer as the file writes it; as_kohya: its part has the name of kohya's trainers. Files that were
+    converted to peft's names keep their metadata, and have alpha in the matrices.
+
+    Raises WeightsError for settings that cannot be read; name: the file's.
     """
     if ADAPTER in metadata:
         settings = _adapter(name, metadata[ADAPTER])
@@ -47,7 +51,7 @@ def network_alpha(name: str, metadata: Mapping[str, str], path: str, rank: int) 
         if alpha is not None:
             alpha = _number(name, ADAPTER, alpha)
             return alpha * math.sqrt(rank) if own.get("use_rslora") is True else alpha
-    if metadata.get(NETWORK_ALPHA) not in (None, "", "None"):
+    if as_kohya and metadata.get(NETWORK_ALPHA) not in (None, "", "None"):
         return _number(name, NETWORK_ALPHA, metadata[NETWORK_ALPHA])
     return None
 
