@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import random
 import re
+import resource
 import shutil
+import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +33,10 @@ from tests.long import size
 from zimage_core.weights import READERS, WeightsError, describe
 
 SEED = int(os.environ.get("ZIMAGE_SEED", "4711"))
-FORMAT_FILES = size(short=130, long=2600)
-FILES = size(short=9, long=112) * len(DAMAGES)
+# 20,000 in a long run, and the undamaged among them
+FORMAT_FILES = size(short=130, long=5850)
+FILES = size(short=9, long=470) * len(DAMAGES)
+SECONDS, MEMORY = 20, 2**30  # that a file may take, the small ones that they all are; bytes of address space
 TO_DO = re.compile(r"[Dd]ownload|[Cc]hoose|[Uu]se |Load it|Run git|check the name")
 
 
@@ -49,6 +54,26 @@ def same(found: dict[str, Tensor], truth: dict[str, Tensor]) -> bool:
     return all(k in found and relative(found[k], truth[k]) <= (4e-3 if ".qkv." in k else 1e-6) for k in truth)
 
 
+@contextlib.contextmanager
+def capped() -> Iterator[None]:
+    """Whatever takes too long or too much memory fails, in place of the whole run."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    before, limits = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, limits[1]))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@capped()
 def outcome(source: Source, path: Path) -> str:
     """ "right" or "refused"; anything else is an error that the test must not meet."""
     results = []
@@ -115,6 +140,14 @@ def test_damaged_files(good: dict[str, Source], tmp_path: Path, record_property)
     assert not failures, "\n".join([f"{len(failures)} of {FILES}", *failures[:40]])
     assert table["none"] == {"right": FILES // 10}, table
     assert all(count["refused"] for kind, count in counts.items() if kind != "none"), table
+
+
+def test_the_caps_are_real() -> None:
+    with pytest.raises(RuntimeError), capped():
+        torch.empty(2 * MEMORY, dtype=torch.uint8)
+    with pytest.raises(TimeoutError, match="20 s"), capped():
+        signal.raise_signal(signal.SIGALRM)
+    assert torch.empty(2 * MEMORY, dtype=torch.uint8).numel() == 2 * MEMORY
 
 
 def tried(kinds: list[str], files: int, make: Callable, path: Path) -> dict[str, Counter]:
