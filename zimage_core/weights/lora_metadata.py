@@ -33,8 +33,8 @@ def network_alpha(
 ) -> float | None:
     """The alpha of a layer whose file has no tensor for it; None: the change counts as it is.
 
-    path: the layer as the file writes it; as_kohya: its part has the name of kohya's trainers. Files that were
-    converted to peft's names keep their metadata, and have alpha in the matrices.
+    path: the layer as the file writes it; as_kohya: its part has the name of kohya's trainers. Files that
+    were converted to peft's names keep their metadata, and have alpha in the matrices.
 
     Raises WeightsError for settings that cannot be read; name: the file's.
     """
