@@ -6,7 +6,11 @@ import json
 
 import pytest
 
+from tests.host import graphs
 from tests.host.server import PACK_ROOT
+from tests.web.modes import in_languages_and_modes
+from tests.web.test_enhancer import boxes
+from tests.web.test_running import SEEDS, ids_of, wait_for_picture
 
 STYLES = json.loads((PACK_ROOT / "zimage_core" / "prompt" / "styles.json").read_text(encoding="utf-8"))
 CHINESE = json.loads((PACK_ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -66,3 +70,24 @@ def test_chinese_names_are_shown_and_searched(open_page, nodes_2):
     assert comfy.page.evaluate(VALUES, "style") == "painting, ink wash"
     choose(comfy, comic, comic)
     assert comfy.page.evaluate(VALUES, "styled") == STYLES["illustration, comic"]["zh"]
+
+
+@in_languages_and_modes
+def test_the_template_shows_its_words_and_then_its_picture(open_page, locale, nodes_2):
+    """Its files are not here: nano draws in their place."""
+    workflow = graphs.ui_form("19 Style")
+    for slot in range(3):
+        graphs.set_widget(workflow, "ZImageLoader", slot, "built-in: nano")
+    graphs.set_widget(workflow, "ZImageLatent", 0, "128x128 (nano)")
+    graphs.set_widget(workflow, "ZImageTurboSampler", 0, next(SEEDS))
+    (save,) = ids_of(workflow, "SaveImage")
+    comfy = open_page(locale, nodes_2)
+    comfy.load(workflow)
+    comfy.page.wait_for_function("id => app.graph.getNodeById(id)", arg=save)
+    comfy.wait_until_at_rest()
+    words = STYLES["painting, watercolour"]["en"]
+    assert words in boxes(comfy), "before anything runs"
+    comfy.run()
+    wait_for_picture(comfy, save)
+    assert any(box.endswith(words) and box != words for box in boxes(comfy)), "the whole text is not shown"
+    assert comfy.overlapping() == []

@@ -48,10 +48,11 @@ def open_template(comfy: ComfyPage, name: str) -> None:
 
 @pytest.mark.parametrize("first", range(0, len(DEMOS), AT_ONCE))
 def test_demos_open_from_the_template_browser(open_page, first):
-    comfy = open_page()
+    comfy = open_page(nodes_2=True)
     for name in DEMOS[first : first + AT_ONCE]:
         open_template(comfy, name)
         expect(comfy.alarm).to_have_count(0)
+        assert comfy.overlapping() == []
 
 
 @pytest.mark.parametrize("name", OTHERS if LONG else sorted(FEW))

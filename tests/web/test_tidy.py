@@ -16,6 +16,11 @@ HIGHER = """() => {
 BOXES = """() => [...document.querySelectorAll("textarea")].filter(box => box.checkVisibility())
     .map(box => box.getBoundingClientRect().height)"""
 
+PROMPT_HAS_THE_ROOM = f"""() => {{
+    const [prompt, ...others] = ({BOXES})()
+    return prompt > 200 && Math.max(...others) < 80
+}}"""
+
 
 def saved(comfy) -> dict:
     (node,) = comfy.graph()["nodes"]
@@ -61,9 +66,7 @@ def test_the_prompt_gets_the_room(open_page):
     comfy.add_alone(NODE)
     comfy.page.wait_for_function(f"({BOXES})().length == 3")
     comfy.page.evaluate(HIGHER)
-    comfy.page.wait_for_timeout(500)
-    prompt, *others = comfy.page.evaluate(BOXES)
-    assert prompt > 200 and max(others) < 80
+    comfy.page.wait_for_function(PROMPT_HAS_THE_ROOM)
 
 
 def test_values_of_hidden_inputs_are_loaded_and_sent(open_page):
