@@ -81,7 +81,7 @@ def test_the_template_shows_its_words_and_then_its_picture(open_page, locale, no
     graphs.set_widget(workflow, "ZImageLatent", 0, "128x128 (nano)")
     graphs.set_widget(workflow, "ZImageTurboSampler", 0, next(SEEDS))
     (save,) = ids_of(workflow, "SaveImage")
-    comfy = open_page(locale, nodes_2)
+    comfy = open_page(locale, nodes_2, advanced=False)
     comfy.load(workflow)
     comfy.page.wait_for_function("id => app.graph.getNodeById(id)", arg=save)
     comfy.wait_until_at_rest()
