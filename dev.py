@@ -41,6 +41,7 @@ BENCHES = {
     "speed": "time of a forward and of a written token, beside peers",
     "counts": "operators, bytes, FLOPs, and what a run computes once",
     "memory": "what a forward needs and what ComfyUI expects",
+    "loading": "what a cold load of a full-size file reads, takes and costs, beside ComfyUI's",
     "diversity": "how much pictures of one prompt differ",
     "roofline": "predicted time of a forward on cards, without one",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
