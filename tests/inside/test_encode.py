@@ -112,7 +112,7 @@ def test_syntax_of_other_programs_is_named_as_text(clip) -> None:
     notes = encoded(clip, text)[1].splitlines()
     named = [note.split(" ")[0] for note in notes if "read as text" in note]
     assert named == ["<lora:style:0.8>", "__animal__", "BREAK"]
-    assert "LoRA loader" in next(note for note in notes if note.startswith("<lora"))
+    assert "Z-Image LoRA Loader" in next(note for note in notes if note.startswith("<lora"))
     assert not any("read as text" in note for note in encoded(clip, "a fox, <3, break")[1].splitlines())
 
 
