@@ -34,6 +34,21 @@ CHOICES = {  # combo -> its options and what they do; the first is the default
     ),
 }
 
+SAMPLING = (  # kind, name, default, least, most, what it does
+    (
+        io.Float,
+        "temperature",
+        0.7,
+        0,
+        2,
+        "Higher is bolder, lower keeps to the likely. 0: always the likeliest word.",
+    ),
+    (io.Int, "top_k", 20, 0, 1000, "Only so many of the likeliest words may come. 0: no limit."),
+    (io.Float, "top_p", 0.8, 0, 1, "Only the likeliest words that make up this share may come. 1: all."),
+    (io.Float, "min_p", 0, 0, 1, "Only words at least this likely, against the likeliest. 0: all."),
+    (io.Float, "repetition_penalty", 1, 1, 2, "Over 1 avoids words that it has written. Try 1.05 for loops."),
+)
+
 
 def combo(name: str) -> io.Combo.Input:
     options, tooltip = CHOICES[name]
@@ -116,32 +131,7 @@ def widgets() -> list:
             optional=True,
             tooltip="Another seed, another description. The same seed writes the same one.",
         ),
-        number(
-            io.Float,
-            "temperature",
-            0.7,
-            0,
-            2,
-            "Higher is bolder, lower keeps to the likely. 0: always the likeliest word.",
-        ),
-        number(io.Int, "top_k", 20, 0, 1000, "Only so many of the likeliest words may come. 0: no limit."),
-        number(
-            io.Float,
-            "top_p",
-            0.8,
-            0,
-            1,
-            "Only the likeliest words that make up this share may come. 1: all.",
-        ),
-        number(io.Float, "min_p", 0, 0, 1, "Only words at least this likely, against the likeliest. 0: all."),
-        number(
-            io.Float,
-            "repetition_penalty",
-            1,
-            1,
-            2,
-            "Over 1 avoids words that it has written. Try 1.05 for loops.",
-        ),
+        *(number(*each) for each in SAMPLING),
         advanced(
             io.Int,
             "variants",

@@ -271,6 +271,8 @@ def _misshapen(rng: random.Random, draft: Draft, path: Path) -> None:
         [96, 32, 1],
     )
     shape = rng.choice([shape for shape in shapes if shape != draft.entries[name].shape])
+    if name.endswith("pad_token") and shape == [32]:  # as GGUF-born files hold it
+        shape = [33]
     dtype = rng.choice((torch.float32, torch.bfloat16))
     _write(path, _changed(draft, **{name: entry(torch.full(shape, 0.01, dtype=dtype))}))
 
@@ -311,7 +313,8 @@ def _extra(rng: random.Random, draft: Draft, path: Path) -> None:
     )  # fmt: skip
     shape = rng.choice(((), (1,), (4,), (3, 3), (2, 2, 1), (0,)))
     value = torch.full(shape, 0.5)
-    _write(path, _changed(draft, **{f"{layer}.{rng.choice(endings)}": entry(value)}))
+    names = [name for name in (f"{layer}.{end}" for end in endings) if name not in draft.entries]
+    _write(path, _changed(draft, **{rng.choice(names): entry(value)}))
 
 
 @damage("scales")

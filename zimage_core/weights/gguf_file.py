@@ -124,16 +124,21 @@ def _header(content: Any) -> tuple[dict[str, Any], dict[str, Stored]]:
         if key in stored:
             raise ValueError(f"two tensors {key[:60]}")
         stored[key] = Stored(shape, kind, data + offset, _size(key, shape, kind))
-    _check_order(stored, data, step)
+    _check_order(stored, data, step, len(content))
     return metadata, stored
 
 
-def _check_order(stored: Mapping[str, Stored], at: int, step: int) -> None:
-    """Tensors lie one behind the other, filled up to the alignment: a wrong type or place shows here."""
+def _check_order(stored: Mapping[str, Stored], at: int, step: int, end: int) -> None:
+    """Tensors lie one behind the other up to the file's end, each filled up to the alignment.
+
+    A wrong type, shape or place shows here.
+    """
     for key, entry in sorted(stored.items(), key=lambda item: item[1].start):
         if entry.start != at:
             raise ValueError(f"{key[:60]} begins at byte {entry.start}, expected {at}")
         at = -(-(at + entry.size) // step) * step
+    if end > at:
+        raise ValueError(f"{end - at} bytes follow its last tensor")
 
 
 def _size(key: str, shape: tuple[int, ...], kind: int) -> int:
