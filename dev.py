@@ -43,6 +43,7 @@ BENCHES = {
     "memory": "what a forward needs and what ComfyUI expects",
     "loading": "what a cold load of a full-size file reads, takes and costs, beside ComfyUI's",
     "diversity": "how much pictures of one prompt differ",
+    "formats": "size and error of quantised formats",
     "roofline": "predicted time of a forward on cards, without one",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }

@@ -42,6 +42,11 @@ KITCHEN: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {  # layout, ho
         {"codebook": False, "group_size": 32, "convrot_groupsize": 64},
         {"scale": "weight_s_rel", "s_channel": "weight_s_channel"},
     ),
+    "asym_w4a8_int8, asymmetric": (
+        "AsymW4A8Int8Layout",
+        {"codebook": False, "symmetric": False},
+        {"scale": "weight_s_rel", "s_channel": "weight_s_channel", "correction": "weight_correction"},
+    ),
 }
 BLOCKS = re.compile(r"attention\.|feed_forward\.|layers\.\d+\.(self_attn|mlp)\.|blk\.\d+\.")
 SAID = ("convrot", "convrot_groupsize", "group_size")  # options that a marker repeats
@@ -56,18 +61,19 @@ def block_matrices(state: dict[str, Tensor]) -> list[str]:
 
 
 def by_kitchen(
-    state: dict[str, Tensor], name: str
+    state: dict[str, Tensor], name: str, layers: list[str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, dict], dict[str, Tensor]]:
-    """The tensors of a file in which the blocks are of a format, what markers say, and what it stands for."""
+    """A file's tensors with the blocks, or these layers, in a format; what markers say; the truth."""
+    layers = block_matrices(state) if layers is None else layers
     layout, options, names = KITCHEN[name]
     out, truth = {k: v.bfloat16() for k, v in state.items()}, {k: v.bfloat16() for k, v in state.items()}
     said = {key: value for key, value in options.items() if key in SAID}
-    for layer in block_matrices(state):
+    for layer in layers:
         quantised = QuantizedTensor.from_float(state[f"{layer}.weight"].float(), layout, **options)
         out[f"{layer}.weight"] = quantised._qdata
         out |= {f"{layer}.{ours}": getattr(quantised._params, theirs) for theirs, ours in names.items()}
         truth[f"{layer}.weight"] = quantised.dequantize()
-    marks = {layer: {"format": name.split()[0].strip(","), **said} for layer in block_matrices(state)}
+    marks = {layer: {"format": name.split()[0].strip(","), **said} for layer in layers}
     return {k: v.contiguous() for k, v in out.items()}, marks, truth
 
 
