@@ -35,6 +35,7 @@ CAPTIONS = prompts(WIDE.cap_feat_dim, 40, 25)
 PREFIX = "diffusion_model."
 
 packed = extension_module("nodes.host.running.packed")
+merged_weights = extension_module("nodes.host.running.merged").merged_weights
 load_patcher = extension_module("nodes.host.loading.model").load_patcher
 read_transformer = extension_module("zimage_core.weights").read_transformer
 
@@ -229,6 +230,17 @@ def test_saved_while_streamed(model, tmp_path) -> None:
     holder = patcher if hasattr(patcher, "state_dict_for_saving") else patcher.model
     save_file(holder.state_dict_for_saving(), tmp_path / "file.safetensors")
     assert relative(picture(load_patcher(tmp_path / "file.safetensors")), right) <= BF16
+
+
+def test_merged_for_a_file_of_another_format(model) -> None:
+    base, truth = model
+    change = lora(truth)
+    patcher = with_lora(base, 0.5, change)
+    management.load_models_gpu([patcher])
+    found, meant = merged_weights(patcher), by_hand(truth, 0.5, change)
+    assert found.types.keys() == meant.keys()
+    for key, value in meant.items():
+        assert relative(found.value(key, torch.float32), value) <= SAME, key
 
 
 def test_on_weights_of_its_own(model) -> None:

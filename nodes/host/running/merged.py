@@ -13,6 +13,7 @@ from torch import Tensor
 from ....zimage_core.weights import read_transformer
 from ....zimage_core.weights.layerwise import Layerwise
 from .accelerate import NotZImage, adopt
+from .packed import PackedLinear
 from .s3dit import HostS3DiT
 
 PREFIX = "diffusion_model."
@@ -32,7 +33,8 @@ def merged_weights(patcher: Any) -> Layerwise:
         )
     narrow = any(value.dtype not in WIDE or hasattr(value, "_qdata") for value in held.values())
     described = {
-        key: torch.empty(value.shape, dtype=_kept(value), device="meta") for key, value in held.items()
+        key: torch.empty(_shape(network, key, value), dtype=_kept(value), device="meta")
+        for key, value in held.items()
     }
     checked = read_transformer(described)
 
@@ -52,6 +54,12 @@ def _is_weight(key: str) -> bool:
 def _is_sealed(patcher: Any, key: str) -> bool:
     weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, PREFIX + key)
     return convert is None and not weight.is_floating_point()
+
+
+def _shape(network: torch.nn.Module, key: str, value: Tensor) -> torch.Size:
+    layer, _, name = key.rpartition(".")
+    module = network.get_submodule(layer)
+    return module.matrix_shape if name == "weight" and isinstance(module, PackedLinear) else value.shape
 
 
 def _kept(value: Tensor) -> torch.dtype:
