@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import comfy.quant_ops
 import comfy.sd
@@ -43,6 +44,7 @@ load_patcher = extension_module("nodes.host.loading.model").load_patcher
 lora_notes = extension_module("nodes.host.running.lora_fit").lora_notes
 clips = extension_module("nodes.host.loading.clip")
 weights = extension_module("zimage_core.weights")
+Checkpoint, Qwen3Config = weights.Checkpoint, clips.Qwen3Config
 keys = extension_module("zimage_core.weights.keys")
 NANO = extension_module("nodes.host.built_in").NANO
 
@@ -282,7 +284,9 @@ def text_encoder(source: dict[str, Tensor] | Path) -> comfy.sd.CLIP:
     """The host's, with packed layers where there are any."""
     checkpoint = weights.read_text_encoder(source)
     data = {"nano_width": checkpoint.config.hidden_size}
-    return clips.packed_clip(checkpoint, clips.NanoTokenizer, data, sizes_of(checkpoint))
+    sizes = sizes_of(checkpoint)
+    del sizes["vocab_size"]  # the file's counts
+    return clips.packed_clip(checkpoint, clips.NanoTokenizer, data, sizes)
 
 
 def features(clip: comfy.sd.CLIP) -> Tensor:
@@ -292,6 +296,37 @@ def features(clip: comfy.sd.CLIP) -> Tensor:
 def packed_in(clip: comfy.sd.CLIP) -> dict[str, PackedLinear]:
     modules = clip.cond_stage_model.named_modules()
     return {name: layer for name, layer in modules if isinstance(layer, PackedLinear)}
+
+
+@pytest.mark.parametrize("rows", [-3, 11])
+def test_text_encoder_with_another_number_of_tokens(rows: int) -> None:
+    """A file whose embedding was cut or filled up, behind the tokens that a prompt has."""
+    tensors = weights.read_text_encoder(NANO / "text_encoder.safetensors").plain(torch.float32)
+    expected, table = features(text_encoder(tensors)), tensors["model.embed_tokens.weight"]
+    other = torch.cat((table, torch.ones(11, table.shape[1])))[: len(table) + rows]
+    clip = text_encoder(tensors | {"model.embed_tokens.weight": other})
+    assert clip.cond_stage_model.qwen3_4b.transformer.model.embed_tokens.weight.shape == other.shape
+    assert torch.equal(features(clip), expected)
+
+
+def test_the_whole_qwen3_may_have_other_tokens_than_the_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its real size nothing is loaded here: what is asked for is looked at."""
+    for tokens, made in ((151_669, True), (152_064, True), (151_000, False)):
+        config = dataclasses.replace(Qwen3Config(), vocab_size=tokens)
+        checkpoint = Checkpoint("resized.safetensors", "text_encoder", config, {"x": torch.zeros(1)})
+        asked = []
+        monkeypatch.setattr(clips, "read_text_encoder", lambda path, found=checkpoint: found)
+        monkeypatch.setattr(clips, "mapped", lambda path: path)
+        clip = mock.MagicMock()
+        monkeypatch.setattr(
+            clips, "packed_clip", lambda found, seen=asked, clip=clip: seen.append(found) or clip
+        )
+        if made:
+            clips.load_clip(Path("resized.safetensors"))
+            assert asked == [checkpoint]
+        else:
+            with pytest.raises(weights.WeightsError, match="151000 tokens, and its tokenizer has 151669"):
+                clips.load_clip(Path("resized.safetensors"))
 
 
 def test_text_encoder_with_scales_by_row() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,22 @@ from .mapped import mapped
 from .quantised import APART, host_layers, markers, placed
 
 NANO_TOKENIZER = NANO / "tokenizer"
+VOCABULARY, TOKENS = Qwen3Config().vocab_size, 151_669  # rows of the embedding, and those that tokens have
 
 
 def load_clip(path: Path) -> Any:
     """The host's CLIP. Raises WeightsError when the file is no Qwen3 of a known Z-Image."""
     checkpoint = read_text_encoder(mapped(path))
     logging.info("Z-Image text encoder: %s", checkpoint.summary)
-    if checkpoint.config == Qwen3Config():
+    c = checkpoint.config
+    if replace(c, vocab_size=VOCABULARY) == Qwen3Config():
+        if c.vocab_size < TOKENS:
+            raise WeightsError(
+                f"{path.name} is a Qwen3-4B with {c.vocab_size} tokens, and its tokenizer has {TOKENS}: "
+                "choose the original (qwen_3_4b.safetensors)."
+            )
         return _load_qwen3_4b(path, checkpoint)
     if path.parent != NANO:
-        c = checkpoint.config
         raise WeightsError(
             f"{path.name} is a Qwen3 of {c.num_hidden_layers} layers, {c.hidden_size} wide; "
             "Z-Image needs Qwen3-4B: 36 layers, 2560 wide (qwen_3_4b.safetensors)."
@@ -43,7 +50,7 @@ def load_clip(path: Path) -> Any:
 def _load_qwen3_4b(path: Path, checkpoint: Checkpoint) -> Any:
     embeddings = folder_paths.get_folder_paths("embeddings")
     options = {"embedding_directory": embeddings, "clip_type": comfy.sd.CLIPType.LUMINA2}
-    if placed(checkpoint).packed:
+    if placed(checkpoint).packed or checkpoint.config.vocab_size != VOCABULARY:
         clip = packed_clip(checkpoint)
         clip.patcher.cached_patcher_init = (load_packed_patcher, (path,))
     elif path.is_dir() or checkpoint.prefix or checkpoint.formats:
@@ -80,6 +87,7 @@ def packed_clip(
     sizes: where they are not Qwen3-4B's. options: of the host's class.
     """
     state, kept = host_layers(checkpoint)
+    resized = {"vocab_size": checkpoint.config.vocab_size, **sizes}
     layers = {layer: checkpoint.formats[layer] for layer in kept.host | kept.packed}
     offload = management.text_encoder_offload_device()
     clip = comfy.sd.CLIP(
@@ -87,7 +95,7 @@ def packed_clip(
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=checkpoint.parameters,
         tokenizer_data=tokenizer_data,
-        model_options={"initial_device": offload, "qwen3_4b_model_config": sizes},
+        model_options={"initial_device": offload, "qwen3_4b_model_config": resized},
         **options,
     )
     pack(clip.cond_stage_model.qwen3_4b.transformer, layers, offload)
