@@ -35,16 +35,16 @@ function addRow(node) {
   const added = node.addDOMWidget("choice", "ZIMAGE_CHOICE", row, { serialize: false, getMinHeight: () => ROW });
   added.serialize = false; // no value that a workflow would keep
   let texts = [];
-  hideWhile(added, () => texts.length < 2);
+  hideWhile(added, () => !texts.length);
   return (written) => {
-    texts = written;
+    texts = written.length > 1 ? written : []; // an older Nodes 2.0 shows the row all the same
     const buttons = texts.map((text, at) => {
       const button = document.createElement("button");
       Object.assign(button, { textContent: at + 1, title: text, onclick: () => take(node, text) });
       Object.assign(button.style, { flex: 1, padding: "2px", border: "1px solid currentColor", borderRadius: "4px" });
       return button;
     });
-    row.replaceChildren(say("variants"), ...buttons);
+    row.replaceChildren(...(buttons.length ? [say("variants")] : []), ...buttons);
     node.setDirtyCanvas?.(true, true);
   };
 }
