@@ -118,7 +118,10 @@ class ZImagePipeline:
         autoencoder decodes in tiles, which is near to the whole and not equal to it; the log says so.
         Raises ValueError for a size that is none; a call raises it where the picture is too large for it.
         """
-        self.card = SmallCard(vram, torch.device(device))
+        card = SmallCard(vram, torch.device(device))
+        if self.card:
+            self.card.leave()
+        self.card = card
         return self
 
     def to(self, device: torch.device | str) -> ZImagePipeline:
@@ -293,17 +296,15 @@ class ZImagePipeline:
         """Euler steps from noise x down the sigmas."""
         dtype, memo = self.transformer.x_pad_token.dtype, RunMemo()
         hooks: Sequence[BlockHook] = controls
-        turns = ExitStack()
-        if self.card:
-            for control in controls:
-                turns.enter_context(self.card.whole(control.network))
-            tokens = max(count_tokens(each, self.transformer, x) for each in (positive, negative))
-            hooks = (*turns.enter_context(self.card.transformer(self.transformer, tokens)), *controls)
-
         def velocity(condition: Condition) -> Tensor:
             return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=hooks, memo=memo)
 
-        with turns:
+        with ExitStack() as turns:
+            if self.card:
+                for control in controls:
+                    turns.enter_context(self.card.whole(control.network))
+                tokens = max(count_tokens(each, self.transformer, x) for each in (positive, negative))
+                hooks = (*turns.enter_context(self.card.transformer(self.transformer, tokens)), *controls)
             for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
                 v = velocity(positive)

@@ -106,6 +106,42 @@ def test_what_cannot_fit_is_said_with_numbers_and_leaves_all_in_place(pipe: ZIma
     assert torch.equal(picture(pipe), expected)
 
 
+def test_another_budget_and_another_pipeline_take_the_weights_over(pipe: ZImagePipeline) -> None:
+    """What stayed for the first is home before it goes to the next, so that no part lies there twice."""
+    where, expected = data_of(pipe), picture(pipe)
+    budget = int(0.6 * weight_bytes(pipe)) + activations({})
+    first = pipe.enable_streaming(budget, "cpu").card
+    picture(pipe)
+    second = pipe.enable_streaming(budget + 2**20, "cpu").card
+    assert not first.stays and data_of(pipe) == where
+    assert torch.equal(picture(pipe), expected)
+    other = ZImagePipeline(pipe.transformer, pipe.text_encoder, pipe.autoencoder, pipe.tokenizer)
+    for each in (other.enable_streaming(budget, "cpu"), pipe, other):
+        assert torch.equal(picture(each), expected)
+    assert other.card.stays and not {key[0] for key in second.stays} & {key[0] for key in other.card.stays}
+
+
+def test_modules_that_are_gone_are_not_taken_for_new_ones() -> None:
+    card = SmallCard("1GB", torch.device("cpu"))
+    for _ in range(20):
+        with card.whole(torch.nn.Linear(4, 4)):
+            pass
+    assert len(card.stays) == 20
+
+
+def test_after_a_refused_picture_all_room_is_free(pipe: ZImagePipeline) -> None:
+    """While the error is kept, as a notebook does; its control had its turn already."""
+    controls, refused = [control()], []
+    for share in (0.5, 0.4, 0.3, 0.2, 0.1):
+        pipe.enable_streaming(bytes_of(all_of(controls[0].network)) + int(share * weight_bytes(pipe)), "cpu")
+        try:
+            picture(pipe, controls=controls)
+        except ValueError as error:
+            refused.append(error)
+            assert not any(stay.used for stay in pipe.card.stays.values())
+    assert any("S3DiT needs" in str(error) for error in refused), refused
+
+
 def test_weights_cannot_be_moved_while_they_are_streamed(pipe: ZImagePipeline) -> None:
     pipe.enable_streaming("1GB", "cpu")
     with pytest.raises(ValueError, match="streaming is enabled"):

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,14 @@ def resident_blocks(sizes: dict[Key, int], room: int) -> set[Key]:
     return {key for at, key in enumerate(sizes) if (at + 1) * stay // count > at * stay // count}
 
 
+_holders: WeakKeyDictionary[nn.Module, SmallCard] = WeakKeyDictionary()  # who had a module last
+
+
 class Stay:
     """A module on the card, but for what is streamed; `leave` puts back what it had before."""
 
     def __init__(self, module: nn.Module, device: torch.device, streamed: Sequence[Tensor] = ()) -> None:
+        self.module = module  # else another one may get its id, by which it is found
         away = {id(weight) for weight in streamed}
         tensors = (*module.parameters(), *module.buffers())
         self.sources = [(tensor, tensor.data) for tensor in tensors if id(tensor) not in away]
@@ -72,6 +77,11 @@ class SmallCard:
         self.vram, self.device = size_of(vram), device
         self.budget = self.vram - (FOR_LIBRARIES if device.type == "cuda" else 0)
         self.stays: dict[tuple, Stay] = {}
+
+    def leave(self, module: nn.Module | None = None) -> None:
+        """Takes a module back from the card; None: all of them."""
+        for key in [key for key in self.stays if module is None or key[0] == id(module)]:
+            self.stays.pop(key).leave()
 
     @property
     def left(self) -> int:
@@ -166,7 +176,10 @@ class SmallCard:
             if other[0] == key[0] or idle + holds + activations > self.left:
                 self.stays.pop(other).leave()
         if stay is None:
+            if (card := _holders.get(module)) not in (None, self):
+                card.leave(module)  # of another pipeline, which would take the weights away from this one
             stay = arrive()
+            _holders[module] = self
         stay.bytes, stay.used = holds, max(activations, 1)
         self.stays[key] = stay  # the latest comes last
         try:
