@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..zimage_core.prompt.lora_tags import LoraTag, LoraTagError, without_lora_tags
+from ..zimage_core.prompt.lora_tags import STRONGEST, LoraTag, LoraTagError, without_lora_tags
 from ..zimage_core.prompt.syntax import whole_letters
 from .host.loading import lora as files
 from .host.page.run_notes import with_notes
@@ -32,8 +32,8 @@ def _slot(number: int) -> list[io.Input]:
             io.Float,
             f"strength_{number}",
             default=1.0,
-            min=-100.0,
-            max=100.0,
+            min=-STRONGEST,
+            max=STRONGEST,
             step=0.05,
             tooltip="How strong it is on model and clip: 1 as it was trained, 0 off. Below 0 it takes away "
             "what it brings; the training adapter of Turbo is used at -1.",
@@ -127,6 +127,20 @@ class ZImageLoraLoader(io.ComfyNode):
 def _wanted(inputs: dict) -> tuple[str, list[LoraTag]]:
     """The prompt without tags, and all that is to be loaded. Raises LoraTagError."""
     prompt, tags = without_lora_tags(inputs.get("prompt") or "")
-    slots = [(inputs.get(f"lora_{number}", NONE), inputs.get(f"strength_{number}", 1.0)) for number in SLOTS]
-    chosen = [LoraTag(name, strength, strength) for name, strength in slots if name not in (NONE, "", None)]
+    chosen = []
+    for number in SLOTS:
+        name = inputs.get(f"lora_{number}", NONE)
+        if name not in (NONE, "", None):
+            strength = _strength(inputs, f"strength_{number}")
+            chosen.append(LoraTag(str(name), strength, strength))
     return prompt, [tag for tag in (*chosen, *tags) if tag.model or tag.clip]
+
+
+def _strength(inputs: dict, widget: str) -> float:
+    """1 where it is not known yet. Raises LoraTagError: the host checks no range of this node."""
+    strength = inputs.get(widget)
+    if strength is None:
+        return 1.0
+    if not abs(strength) <= STRONGEST:
+        raise LoraTagError(f"{widget} is {strength}: expected a number from -{STRONGEST:g} to {STRONGEST:g}.")
+    return strength

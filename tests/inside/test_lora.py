@@ -307,15 +307,17 @@ def test_a_file_is_read_once_and_again_when_it_was_replaced(small, folder: Path,
     fingerprint = node.ZImageLoraLoader.fingerprint_inputs
     inputs = {"model": None, "lora_1": "a.safetensors", "strength_1": 1.0}
     tagged, linked = {"model": None, "prompt": "<lora:a>"}, {"model": None, "prompt": None}
-    before = [fingerprint(**given) for given in (inputs, tagged, linked)]
+    half_linked = inputs | {"strength_1": None}
+    every = (inputs, tagged, linked, half_linked)
+    before = [fingerprint(**given) for given in every]
     first = run(small, lora_1="a.safetensors")[0]
     run(small, lora_1="a.safetensors", strength_1=0.5)
     assert len(read) == 1
-    assert before == [fingerprint(**given) for given in (inputs, tagged, linked)]
+    assert before == [fingerprint(**given) for given in every]
     replaced = write(STATE, DIALECTS["diffusers"], SEED + 1, size=0.1)
     put(folder / "a.safetensors", replaced)
     os.utime(folder / "a.safetensors", ns=(1, 1))
-    after = [fingerprint(**given) for given in (inputs, tagged, linked)]
+    after = [fingerprint(**given) for given in every]
     assert all(then != now for then, now in zip(before, after, strict=True))
     second = run(small, lora_1="a.safetensors")[0]
     assert len(read) == 2
@@ -331,6 +333,14 @@ def test_files_that_are_kept_have_a_limit(folder: Path, monkeypatch: pytest.Monk
     files._kept.clear()
     held = [files.read(name) for name in "abac"]
     assert held[0] is held[2] and list(files._kept.values()) == [held[2], held[3]]
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -101.0])
+def test_a_strength_by_the_api_or_a_link_has_the_range_of_the_widget(small, folder: Path, strength) -> None:
+    """The host checks no ranges of a node that looks up its names itself."""
+    put(folder / "a.safetensors")
+    with pytest.raises(ValueError, match=f"strength_2 is {strength}: expected a number from -100 to 100"):
+        run(small, lora_2="a.safetensors", strength_2=strength)
 
 
 def test_bad_files_are_refused_by_name(small, folder: Path) -> None:
