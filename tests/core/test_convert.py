@@ -351,12 +351,20 @@ def test_memory_is_that_of_a_layer(original: Path, larger: Path, tmp_path: Path)
     assert int(run.stdout) <= 70e6, "the whole file would be 100 MB, in float32 200"
 
 
-def test_ctrl_c(larger: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("x" * 300, "n.safetensors"), ("bf16.safetensors", "x" * 300)])
+def test_names_that_no_disk_takes(names: tuple, original: Path, tmp_path: Path, capsys) -> None:
+    source, out = original.parent / names[0], (tmp_path / names[1]).with_suffix(".safetensors")
+    assert main(["convert", str(source), str(out), "--to", "fp8"]) == 1
+    assert "name too long" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda sent: sent.name)
+def test_an_end_from_outside_leaves_nothing(sent: signal.Signals, larger: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zimage_core.weights", "convert", larger, tmp_path / "n.gguf"]
     process = subprocess.Popen([*command, "--to", "gguf-q8_0"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.iterdir()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     assert process.communicate()[1].endswith("stopped: nothing was written\n")
     assert process.returncode == 130 and list(tmp_path.iterdir()) == []

@@ -20,6 +20,9 @@ from .targets import TARGETS
 log = logging.getLogger("zimage_core.weights")
 
 
+ENDS = ("SIGTERM", "SIGHUP")  # a closed terminal, too, ends it as Ctrl-C does: nothing is left
+
+
 def show(done: int, total: int) -> None:
     """One line of a terminal, written anew."""
     sys.stderr.write(f"\r{100 * done // total:3d} % " + ("\n" if done == total else ""))
@@ -38,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("gguf").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left
+    for name in ENDS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
     try:
         if given.command == "convert":
             progress = show if sys.stderr.isatty() else None
@@ -48,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
                 log.info("%s", "\n  ".join([kind, *(f"{name}: {fact}" for name, fact in facts.items())]))
     except WeightsError as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except OSError as error:  # a name that is too long, a disk that fails
+        sys.stderr.write(f"{error}. Check the names and the disk, or choose others.\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped: nothing was written\n")
