@@ -1,6 +1,6 @@
 """Make a transformer's file smaller, or say what a file is.
 
-python -m zimage_core.weights convert IN OUT --to fp8
+python -m zimage_core.weights convert IN OUT.safetensors --to fp8
 python -m zimage_core.weights describe FILE
 """
 
