@@ -361,7 +361,13 @@ def test_names_that_no_disk_takes(names: tuple, original: Path, tmp_path: Path, 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda sent: sent.name)
 def test_an_end_from_outside_leaves_nothing(sent: signal.Signals, larger: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zimage_core.weights", "convert", larger, tmp_path / "n.gguf"]
-    process = subprocess.Popen([*command, "--to", "gguf-q8_0"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--to", "gguf-q8_0"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # what runs the tests may ignore it
+    )
     while not list(tmp_path.iterdir()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
