@@ -19,6 +19,15 @@ function show(node, text) {
   node.setDirtyCanvas?.(true);
 }
 
+/** Marks the button of the text that is in the box. */
+function mark(node, row) {
+  for (const button of row.querySelectorAll("button")) {
+    const taken = button.title === widget(node, "text").value;
+    Object.assign(button.style, { fontWeight: taken ? "bold" : "", outline: taken ? "2px solid currentColor" : "" });
+    button.ariaPressed = taken;
+  }
+}
+
 /** Takes one of the texts that were written: it is locked, so that the next run uses it. */
 function take(node, text) {
   widget(node, "text").value = text;
@@ -40,11 +49,12 @@ function addRow(node) {
     texts = written.length > 1 ? written : []; // an older Nodes 2.0 shows the row all the same
     const buttons = texts.map((text, at) => {
       const button = document.createElement("button");
-      Object.assign(button, { textContent: at + 1, title: text, onclick: () => take(node, text) });
+      Object.assign(button, { textContent: at + 1, title: text, onclick: () => (take(node, text), mark(node, row)) });
       Object.assign(button.style, { flex: 1, padding: "2px", border: "1px solid currentColor", borderRadius: "4px" });
       return button;
     });
     row.replaceChildren(...(buttons.length ? [say("variants")] : []), ...buttons);
+    mark(node, row);
     node.setDirtyCanvas?.(true, true);
   };
 }

@@ -216,9 +216,11 @@ def test_places(prefix: str, place: str, output: Path) -> None:
 def test_what_cannot_be_saved(output: Path) -> None:
     with pytest.raises(ValueError, match="in a way that another extension alone can read"):
         save(small_native.patcher(dict(STATE), PackedOps), "fp8")
-    with pytest.raises(Exception, match="outside the output folder"):
-        save(native(), "fp8", "../../elsewhere/new")
+    for prefix in ("../../elsewhere/new", "../new", "/elsewhere/new", "sub/../../new"):
+        with pytest.raises(Exception, match="outside the output folder"):
+            save(native(), "fp8", prefix)
     assert not output.exists() or list(output.iterdir()) == []
+    assert list(output.parent.rglob("new*")) == []
 
 
 def test_kept_tensors_are_those_of_the_model(output: Path, tmp_path: Path) -> None:

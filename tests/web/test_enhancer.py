@@ -96,7 +96,10 @@ def test_one_of_several_texts_is_taken_by_a_button(open_page, server, nodes_2):
     texts = run_and_wait(comfy, server)["outputs"][str(enhancer)]["variants"]
     buttons.nth(2).wait_for()
     assert [buttons.nth(at).get_attribute("title") for at in range(3)] == texts
+    pressed = [buttons.nth(at).get_attribute("aria-pressed") for at in range(3)]
+    assert pressed == ["true", "false", "false"], "the first went on"
     buttons.nth(1).click()
+    assert buttons.nth(1).get_attribute("aria-pressed") == "true"
     sent = comfy.page.evaluate(SEND, enhancer)
     assert sent["text"] == texts[1] and sent["locked"] is True
     assert run_and_wait(comfy, server)["outputs"][str(enhancer)]["enhanced"] == [texts[1]]

@@ -11,10 +11,9 @@ NAME = "zimage"  # of files without one
 
 
 def new_transformer(prefix: str, suffix: str) -> Path:
-    """The next free name that begins so. Raises what the host raises for places outside its output folder."""
+    """The next free name that begins so. Raises what the host raises for places outside that folder."""
     inside = prefix.replace("\\", "/").removeprefix(f"{FOLDER}/")
     inside = inside if inside.strip("/. ") else NAME
-    folder, name, counter, *_ = folder_paths.get_save_image_path(
-        f"{FOLDER}/{inside}", folder_paths.get_output_directory()
-    )
+    root = str(Path(folder_paths.get_output_directory()).resolve() / FOLDER)
+    folder, name, counter, *_ = folder_paths.get_save_image_path(inside, root)
     return Path(folder, f"{name}_{counter:05}_{suffix}")
