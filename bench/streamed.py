@@ -157,8 +157,7 @@ def _under(
                 longer = max(resident, copying)
                 bar = f">= {EFFICIENT}"
                 yield row(f"{label}, longer of computing and copying / it", longer / seconds, "x", bar)
-        for stay in card.stays.values():
-            stay.leave()
+        card.leave()
 
 
 def _diffusers_under(
@@ -193,10 +192,11 @@ def peak_of(call: Call, card: SmallCard) -> float:
 
 
 def copy_all(stream) -> None:
-    """All streamed blocks one after the other, nothing computed between."""
-    for key in stream.following:
-        stream.take(key)
-        stream.give(key)
+    """All streamed blocks of a step one after the other, nothing computed between."""
+    for key in stream.blocks:
+        if key[0] in STEP_STACKS:
+            stream.take(key)
+            stream.give(key)
 
 
 def best(device: str, call: Call) -> float:

@@ -296,6 +296,7 @@ class ZImagePipeline:
         """Euler steps from noise x down the sigmas."""
         dtype, memo = self.transformer.x_pad_token.dtype, RunMemo()
         hooks: Sequence[BlockHook] = controls
+
         def velocity(condition: Condition) -> Tensor:
             return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=hooks, memo=memo)
 

@@ -68,8 +68,7 @@ def test_pictures_are_the_same_to_the_bit(name: str, share: float, pipe: ZImageP
     pipe.enable_streaming(int(share * size) + activations(call), "cpu")
     for _ in range(2):  # the second finds parts in place
         assert torch.equal(picture(pipe, **call), expected)
-    for stay in pipe.card.stays.values():
-        stay.leave()
+    pipe.card.leave()
     assert data_of(pipe) == where
 
 
@@ -84,8 +83,7 @@ def test_every_budget_is_kept_or_refused(pipe: ZImagePipeline) -> None:
                 assert stay.bytes + stay.used <= size
         except ValueError:
             refused.append(size)
-        for stay in card.stays.values():
-            stay.leave()
+        card.leave()
     assert refused and max(refused) < 0.8 * bytes_of(all_of(model))
 
 

@@ -303,3 +303,14 @@ def test_counts_of_the_whole_model_see_what_is_planted(planted: str, monkeypatch
     failed = [found["name"] for found in streamed.counted([4.0]) if found["holds"] is False]
     expected = {"nothing": "", "a double copy": "over those of the blocks", "a leak": "alive at most"}
     assert bool(failed) == (planted != "nothing") and (not failed or expected[planted] in str(failed))
+
+
+@torch.no_grad()
+def test_the_copies_of_a_step_alone_are_those_of_its_blocks() -> None:
+    model = random_s3dit(SMALL, SEED)
+    stream = Streaming(model, CPU).stream
+    streamed.copy_all(stream)
+    with CopiedWeights(model) as copies:
+        streamed.copy_all(stream)
+    weights = [w for block in blocks_of(model, ("noise_refiner", "layers")).values() for w in block]
+    assert copies.bytes == sum(w.nbytes for w in weights)

@@ -119,7 +119,7 @@ def test_names_count_on_in_folders_and_none_leads_out(server):
             graph[node_of(graph, "ZImageTurboSampler")]["inputs"]["seed"] = number
             files(server, server.run(graph))
             assert (server.base / "output" / "sub" / f"128-{kind}_{number:05}_.{suffix}").is_file()
-    for prefix in ("../out", "/tmp/out", "sub/../../out"):
+    for prefix in ("../out", "/out", "sub/../../out"):
         result = server.run(saving(api_form(TURBO), filename_prefix=prefix))
         assert not result.ok and "outside the output folder" in result.errors[0]["message"]
 

@@ -57,7 +57,10 @@ def lost_words(prompt: str, text: str) -> list[str]:
         else:
             lost.append(match[0])
         end = match.end()
-    return list({word.lower(): word for word in reversed(lost)}.values())[::-1]
+    first: dict[str, str] = {}
+    for word in lost:
+        first.setdefault(word.lower(), word)
+    return list(first.values())
 
 
 def _stem(word: str) -> str:

@@ -23,7 +23,6 @@ PART_FOLDERS = {  # in diffusers' layout
     "text_encoder": "text_encoder",
     "autoencoder": "vae",
     "vision": "siglip",
-    "control": "controlnet",
 }
 DTYPES = {
     "F64": torch.float64,
@@ -131,7 +130,7 @@ def folder_of(source: Path, kind: str) -> Path:
 
     Whole models in diffusers' layout have a folder for each part.
     """
-    if not source.is_dir() or has_weights(source):
+    if kind not in PART_FOLDERS or not source.is_dir() or has_weights(source):
         return source
     for pattern in (PART_FOLDERS[kind], f"*/{PART_FOLDERS[kind]}"):
         found = [folder for folder in source.glob(pattern) if any(folder.glob("*.safetensors"))]

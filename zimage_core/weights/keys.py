@@ -150,6 +150,7 @@ def strip_prefix(tensors: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Te
 
 
 def _other_prefixes(tensors: Mapping[str, Tensor], kind: str) -> list[str]:
+    # not embed_tokens alone: with "model." before it, it would be taken for a prefix of its own
     ends = [f".{signature}" for signature in SIGNATURES[kind][: 1 if kind == "text_encoder" else None]]
     found = {key[: 1 - len(end)] for key in tensors for end in ends if key.endswith(end)}
     plain = [prefix for prefix in found if "ema" not in re.split(r"[._]", prefix)]

@@ -311,11 +311,14 @@ def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
 
     Raises WeightsError when it holds nothing of Z-Image.
     """
-    parts = {}
+    parts, files = {}, {}
     for kind, reader in READERS.items():
-        if isinstance(source, (str, os.PathLike)) and lacks(Path(source), kind):
+        place = folder_of(Path(source), kind) if isinstance(source, (str, os.PathLike)) else None
+        if place and lacks(Path(source), kind):
             continue
-        if keys.strip_prefix(_raw(source, False, kind).tensors, kind)[0]:
+        if place not in files:
+            files[place] = _raw(source, False, kind)
+        if keys.strip_prefix(files[place].tensors, kind)[0]:
             part = reader(source, values)
             parts[kind] = {"variant": part.variant} if kind == "transformer" else {}
             parts[kind] |= {

@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ....zimage_core.weights import WeightsError, parts_of
+from ....zimage_core.weights.files import INDEX, PART_FOLDERS
 from ..built_in import NANO
 from .first_choice import first_choice
 
@@ -24,13 +25,6 @@ FOLDERS = {  # the host's, in the order in which they are searched
 }
 CHECKPOINTS = "checkpoints"  # the host's folder of files with all parts in one
 IN_CHECKPOINTS = {"transformer", "text_encoder", "autoencoder"}
-DIFFUSERS_PARTS = {
-    "transformer": "transformer",
-    "text_encoder": "text_encoder",
-    "autoencoder": "vae",
-    "vision": "siglip",
-}
-INDEX = "*.safetensors.index*.json"
 HUB = "models--*--*/snapshots/*"  # as a hub's cache keeps downloads
 
 
@@ -108,9 +102,9 @@ def _folders(kind: str) -> dict[str, Path]:
 
 def _diffusers_models(kind: str) -> Iterator[tuple[str, Path]]:
     """By their own name, or by that of who published them and their own: one or two folders deep."""
-    if kind not in DIFFUSERS_PARTS:
+    if kind not in PART_FOLDERS:
         return
-    part = DIFFUSERS_PARTS[kind]
+    part = PART_FOLDERS[kind]
     for root in (*map(Path, folder_paths.get_folder_paths("diffusers")), *_searched(kind)):
         for pattern in ("*", "*/*"):
             for file in sorted(root.glob(f"{pattern}/{part}/*.safetensors")):
