@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("loading_in_host.py")
 def run() -> list[dict]:
     folder = Path(tempfile.mkdtemp(prefix="zimage-loading-"))
     try:
-        config = fitting(S3DiTConfig(), available() // 2, shutil.disk_usage(folder).free // 2)
+        config = fitting(S3DiTConfig(), available() * 2 // 5, shutil.disk_usage(folder).free // 2)
         path = loading_file.write(folder / "transformer.safetensors", config)
         found = {loader: [] for loader in ("ours", "native")}
         for index in range(ROUNDS):
