@@ -208,7 +208,7 @@ class ZImagePipeline:
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         shift: float = SHIFT,
         output_type: str = "pil",
@@ -323,10 +323,10 @@ class ZImagePipeline:
         return batch, self.transformer.config.in_channels, height // factor, width // factor
 
     def _noise(
-        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None
+        self, shape: tuple[int, ...], generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> Tensor:
         """Where the generator lives, so a CPU seed gives the same picture on any device."""
-        if isinstance(generator, list):
+        if isinstance(generator, (list, tuple)):
             if len(generator) != shape[0]:
                 raise ValueError(f"{len(generator)} generators for {shape[0]} pictures")
             return torch.cat([self._noise((1, *shape[1:]), g) for g in generator])

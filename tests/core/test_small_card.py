@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from tests.core.peers import diffusers_of
 from tests.core.random_models import random_s3dit, randomise
 from tests.core.small_diffusers import small_parts
 from zimage_core import S3DiTConfig, ZImagePipeline
+from zimage_core.acceleration import streaming
 from zimage_core.acceleration.small_card import SmallCard, all_of
 from zimage_core.acceleration.streaming import bytes_of
 from zimage_core.conditions.control import Control, ControlNet
@@ -125,6 +129,79 @@ def test_modules_that_are_gone_are_not_taken_for_new_ones() -> None:
         with card.whole(torch.nn.Linear(4, 4)):
             pass
     assert len(card.stays) == 20
+
+
+def test_a_pipeline_that_is_gone_is_freed_and_what_others_share_is_home(folder: Path) -> None:
+    pipe = ZImagePipeline.from_pretrained(folder)
+    encoder, where = pipe.text_encoder, [tensor.data_ptr() for tensor in all_of(pipe.text_encoder)]
+    picture(pipe.enable_streaming("2GB", "cpu"))
+    parts = [weakref.ref(part) for part in (pipe.transformer, pipe.autoencoder, pipe.card)]
+    del pipe
+    gc.collect()
+    assert not any(part() for part in parts)
+    assert [tensor.data_ptr() for tensor in all_of(encoder)] == where
+    assert not any(module._forward_hooks for module in encoder.modules())
+
+
+def room_for(count: int) -> Callable[..., Tensor]:
+    """Tensor.to as a card has it, of which so many tensors find room."""
+    left = iter(range(count))
+
+    def to(tensor: Tensor, device: torch.device) -> Tensor:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("planted")
+        return tensor.clone()
+
+    return to
+
+
+def no_room(*asked: object) -> None:
+    raise torch.OutOfMemoryError("planted")
+
+
+@pytest.mark.parametrize("room", [0, 7, 10**6])
+def test_what_does_not_find_its_room_leaves_all_in_place(
+    room: int, pipe: ZImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program may have taken it. There may be room for all but what the slots need."""
+    where, expected = data_of(pipe), picture(pipe)
+    card = pipe.enable_streaming(int(0.6 * weight_bytes(pipe)) + activations({}), "cpu").card
+    for turn, part in ((card.transformer, pipe.transformer), (card.text_encoder, pipe.text_encoder)):
+        with monkeypatch.context() as full, pytest.raises(torch.OutOfMemoryError, match="planted"):
+            full.setattr(Tensor, "to", room_for(room))
+            full.setattr(streaming, "Slot", no_room)
+            with turn(part, 64):
+                pass
+        assert data_of(pipe) == where and not card.stays
+    assert torch.equal(picture(pipe), expected)
+
+
+def test_a_picture_made_during_another_one_takes_none_of_its_room(pipe: ZImagePipeline) -> None:
+    expected, steps = picture(pipe), []
+    pipe.enable_streaming("2GB", "cpu")
+
+    def callback(step: int, count: int, latents: Tensor) -> None:
+        in_use = {key for key, stay in pipe.card.stays.items() if stay.used}
+        steps.append((in_use, torch.equal(picture(pipe), expected)))
+        assert in_use == {key for key, stay in pipe.card.stays.items() if stay.used}
+
+    assert torch.equal(picture(pipe, callback=callback), expected)
+    assert len(steps) == 3 and all(in_use and same for in_use, same in steps)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_generators_one_a_picture(kind: type, pipe: ZImagePipeline) -> None:
+    def pictures() -> Tensor:
+        generators = kind(torch.Generator().manual_seed(seed) for seed in (7, 8, 9))
+        return pipe(
+            "a red fox", generator=generators, num_images_per_prompt=3, output_type="pt", **SIZE
+        ).images
+
+    expected = pictures()
+    pipe.enable_streaming("1GB", "cpu")
+    assert torch.equal(pictures(), expected)
+    with pytest.raises(ValueError, match="2 generators for 1 pictures"):
+        pipe("a red fox", generator=kind([torch.Generator()] * 2), **SIZE)
 
 
 def test_after_a_refused_picture_all_room_is_free(pipe: ZImagePipeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import streamed
 from bench.copies import CopiedWeights
@@ -113,6 +115,32 @@ def test_a_failing_block_leaves_the_weights_in_place() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         run(model, (hook,))
     handle.remove()
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
+    assert all(torch.equal(a, b) for a, b in zip(run(model, (hook,)), expected, strict=True))
+
+
+class Interrupted(TorchDispatchMode):
+    """Ctrl-C within a copy of weights."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.left -= func is torch.ops.aten.copy_.default
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+@torch.no_grad()
+def test_a_copy_that_was_interrupted_is_made_anew(seed: int) -> None:
+    model = random_s3dit(SMALL, SEED)
+    expected, hook = run(model), Streaming(model, CPU)
+    before = {name: p.data_ptr() for name, p in model.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), Interrupted(random.Random(seed).randrange(100)):
+        run(model, (hook,))
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
     assert all(torch.equal(a, b) for a, b in zip(run(model, (hook,)), expected, strict=True))
 

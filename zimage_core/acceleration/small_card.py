@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -45,22 +46,36 @@ def resident_blocks(sizes: dict[Key, int], room: int) -> set[Key]:
     return {key for at, key in enumerate(sizes) if (at + 1) * stay // count > at * stay // count}
 
 
-_holders: WeakKeyDictionary[nn.Module, SmallCard] = WeakKeyDictionary()  # who had a module last
+_holders: WeakKeyDictionary[nn.Module, ref[SmallCard]] = WeakKeyDictionary()  # who had a module last
 
 
 class Stay:
-    """A module on the card, but for what is streamed; `leave` puts back what it had before."""
+    """A module on the card, but for what is streamed; `leave` puts back what it had before.
 
-    def __init__(self, module: nn.Module, device: torch.device, streamed: Sequence[Tensor] = ()) -> None:
+    stream: makes the hooks or handles for what is streamed. Where the card is too full, nothing stays on it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        streamed: Sequence[Tensor] = (),
+        stream: Callable[[Stay], None] = lambda stay: None,
+    ) -> None:
         self.module = module  # else another one may get its id, by which it is found
         away = {id(weight) for weight in streamed}
         tensors = (*module.parameters(), *module.buffers())
         self.sources = [(tensor, tensor.data) for tensor in tensors if id(tensor) not in away]
-        for tensor, source in self.sources:
-            tensor.data = source.to(device)
         self.bytes = self.used = 0  # held, and what is computed with while it is its turn
         self.hooks: Sequence[BlockHook] = ()
         self.handles: list = []
+        try:
+            for tensor, source in self.sources:
+                tensor.data = source.to(device)
+            stream(self)
+        except BaseException:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         for tensor, source in self.sources:
@@ -70,13 +85,22 @@ class Stay:
         self.hooks, self.handles = (), []
 
 
+def _all_leave(stays: dict[tuple, Stay]) -> None:
+    while stays:
+        stays.popitem()[1].leave()
+
+
 class SmallCard:
-    """A device of which so many bytes may be used. Parts stay there until another one needs the room."""
+    """A device of which so many bytes may be used. Parts stay there until another one needs the room.
+
+    When it is gone, they are where they were before.
+    """
 
     def __init__(self, vram: str | int, device: torch.device) -> None:
         self.vram, self.device = size_of(vram), device
         self.budget = self.vram - (FOR_LIBRARIES if device.type == "cuda" else 0)
         self.stays: dict[tuple, Stay] = {}
+        finalize(self, _all_leave, self.stays).atexit = False
 
     def leave(self, module: nn.Module | None = None) -> None:
         """Takes a module back from the card; None: all of them."""
@@ -105,15 +129,14 @@ class SmallCard:
         slots = 2 * max((size for key, size in sizes.items() if key not in resident), default=0)
         holds = small + slots + sum(sizes[key] for key in resident)
 
-        def arrive() -> Stay:
-            stay = Stay(model, self.device, streamed)
+        def stream(stay: Stay) -> None:
             if streamed:
                 stay.hooks = (Streaming(model, self.device, resident),)
                 text = "Z-Image transformer: %d of %d blocks stay on %s, the others come at every step"
                 log.info(text, len(resident), len(steps), self.device)
-            return stay
 
-        with self._turn(model, (frozenset(resident),), holds, activations, arrive) as stay:
+        plan = (frozenset(resident),)
+        with self._turn(model, plan, holds, activations, streamed, stream) as stay:
             yield stay.hooks
 
     @contextmanager
@@ -125,24 +148,23 @@ class SmallCard:
         wide, itemsize = encoder.config.intermediate_size, embedding.weight.element_size()
         activations = PER_TEXT_TOKEN * tokens * wide * itemsize
 
-        def arrive() -> Stay:
-            stay = Stay(encoder, self.device, streamed)
-            home = embedding.weight.device
+        device, home = self.device, embedding.weight.device
+
+        def stream(stay: Stay) -> None:
             stay.handles = [
-                *stream_layers(layers, self.device),
+                *stream_layers(layers, device),
                 embedding.register_forward_pre_hook(lambda module, args: (args[0].to(home),)),
-                embedding.register_forward_hook(lambda module, args, out: out.to(self.device)),
+                embedding.register_forward_hook(lambda module, args, out: out.to(device)),
             ]
-            return stay
 
         holds = bytes_of(all_of(encoder)) - bytes_of(streamed) + slots
-        with self._turn(encoder, (), holds, activations, arrive):
+        with self._turn(encoder, (), holds, activations, streamed, stream):
             yield
 
     @contextmanager
     def whole(self, module: nn.Module, activations: int = 0) -> Iterator[None]:
         """A part that is not streamed."""
-        with self._turn(module, (), bytes_of(all_of(module)), activations, lambda: Stay(module, self.device)):
+        with self._turn(module, (), bytes_of(all_of(module)), activations):
             yield
 
     def decode(self, autoencoder: nn.Module, latent: Tensor) -> Tensor:
@@ -161,8 +183,9 @@ class SmallCard:
 
     @contextmanager
     def _turn(
-        self, module: nn.Module, plan: tuple, holds: int, activations: int, arrive: Callable[[], Stay]
+        self, module: nn.Module, plan: tuple, holds: int, activations: int, *streamed: Any
     ) -> Iterator[Stay]:
+        """streamed: as in Stay."""
         if holds + activations > self.left:
             needed = holds + activations + self.vram - self.left
             raise ValueError(
@@ -176,16 +199,17 @@ class SmallCard:
             if other[0] == key[0] or idle + holds + activations > self.left:
                 self.stays.pop(other).leave()
         if stay is None:
-            if (card := _holders.get(module)) not in (None, self):
+            card = _holders[module]() if module in _holders else None
+            if card not in (None, self):
                 card.leave(module)  # of another pipeline, which would take the weights away from this one
-            stay = arrive()
-            _holders[module] = self
-        stay.bytes, stay.used = holds, max(activations, 1)
+            stay = Stay(module, self.device, *streamed)
+            _holders[module] = ref(self)
+        before, stay.bytes, stay.used = stay.used, holds, max(activations, 1)
         self.stays[key] = stay  # the latest comes last
         try:
             yield stay
         finally:
-            stay.used = 0
+            stay.used = before  # in a picture that is made during another one, as a callback may do
 
 
 def said(size: int) -> str:

@@ -157,10 +157,11 @@ class WeightStream:
         """Into the slot that was used longer ago."""
         slot, weights = self.slots[1], self.sources[key]
         self.copies.ready(slot)
-        slot.holds = key
+        slot.holds = None  # a part of them, where Ctrl-C ends the copy
         for view, weight in zip(slot.views(weights, slot.staging), weights, strict=True):
             view.copy_(weight)
         self.copies.send(slot, bytes_of(weights))
+        slot.holds = key
         return slot
 
 
