@@ -11,7 +11,8 @@ from ..zimage_core.weights.targets import TARGETS
 from .host.page.model_files import new_transformer
 from .host.page.progress import show_text
 from .host.page.schema import schema
-from .host.running.merged import merged_weights
+from .host.running.lora_fit import lora_notes
+from .host.running.merged import merged_weights, not_merged
 
 COMPUTING = 1 << 30  # bytes that the forward behind the printed error needs, by far
 
@@ -59,6 +60,7 @@ class ZImageSaveQuantized(io.ComfyNode):
         management.free_memory(COMPUTING, device)
         path = new_transformer(filename_prefix, TARGETS[format].suffix)
         written = write_smaller(weights, path, format, progress, device)
-        text = f"{written.summary}\n{written.path.parent}"
+        notes = (*not_merged(model), *lora_notes(model))
+        text = "\n".join((written.summary, *notes, str(written.path.parent)))
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(ui=ui.PreviewText(text))

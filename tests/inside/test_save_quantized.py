@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import comfy.hooks
 import comfy.model_detection
 import comfy.model_management as management
 import comfy.quant_ops
@@ -16,6 +17,7 @@ import gguf
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import PatcherInjection
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -182,6 +184,41 @@ def test_loras_are_merged_in(kind: str, loaded: bool, output: Path, tmp_path: Pa
             stored = tensors[f"{layer}.weight"]
             found = torch.tensor(gguf.quants.dequantize(stored.data, stored.tensor_type))
             assert relative(found, meant) <= (0.012 if kind == "ours in int8" else 0.006)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_loras_of_single_prompts_are_said_to_be_left_out(prompts: int, output: Path) -> None:
+    patcher = native()
+    for _ in range(prompts):
+        patcher = comfy.hooks.load_hook_lora_for_models(patcher, None, changes(), 0.5, 0.0)[0]
+    said = save(patcher, "gguf-q8_0", "hooked")
+    which = "A LoRA" if prompts == 1 else "2 LoRAs"
+    assert f"{which} of single prompts (hooks): not merged in" in said
+    assert "hooks" not in save(native(), "gguf-q8_0", "plain")
+    files = [(output / f"{name}_00001_.gguf").read_bytes() for name in ("hooked", "plain")]
+    assert files[0] == files[1]
+
+
+def test_parts_of_loras_that_do_not_fit_are_told(output: Path) -> None:
+    lora = {key: value for key, value in changes().items() if "layers.0.attention" in key}
+    lora = {key: value[:, :8] if "down" in key else value for key, value in lora.items()}
+    said = save(comfy.sd.load_lora_for_models(native(), None, lora, 0.5, 0.0)[0], "fp8")
+    assert "LoRA: 0 of 2 of its parts fit this model" in said
+
+
+def test_what_changes_a_model_while_it_runs_is_refused(output: Path) -> None:
+    """LoRAs in bypass mode, on hosts that have it, and whatever else is no patch of a weight."""
+    injected, wrapped = native(), native()
+    injected.set_injections("slider", [PatcherInjection(lambda model: None, lambda model: None)])
+    wrapped.add_weight_wrapper("diffusion_model.layers.0.attention.qkv.weight", lambda weight: weight)
+    for patcher, name in ((injected, "slider"), (wrapped, "layers.0.attention.qkv")):
+        with pytest.raises(ValueError, match=rf"while it runs \(.*{name}.*not in bypass mode"):
+            save(patcher, "fp8")
+    if hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        bypass = comfy.sd.load_bypass_lora_for_models(native(), None, changes(), 0.5, 0.0)[0]
+        with pytest.raises(ValueError, match=r"while it runs \(bypass_lora\)"):
+            save(bypass, "fp8")
+    assert not output.exists()
 
 
 class Interrupted(management.InterruptProcessingException):

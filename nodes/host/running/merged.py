@@ -21,7 +21,16 @@ WIDE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def merged_weights(patcher: Any) -> Layerwise:
-    """Of a Z-Image MODEL from any loader. Raises NotZImage for others, and for weights that none can read."""
+    """Of a Z-Image MODEL from any loader.
+
+    Raises NotZImage for others, for weights that none can read, and for changes that no weights can hold.
+    """
+    if beside := [*patcher.injections, *getattr(patcher, "weight_wrapper_patches", ())]:
+        raise NotZImage(
+            f"This MODEL is changed while it runs ({', '.join(beside[:2])}), which cannot be merged into a "
+            "file. Load its LoRAs with Load LoRA or Z-Image LoRA Loader, not in bypass mode, or save the "
+            "MODEL as it is before that node."
+        )
     network = patcher.get_model_object("diffusion_model")
     if not isinstance(network, HostS3DiT):
         network = adopt(patcher)
@@ -44,6 +53,15 @@ def merged_weights(patcher: Any) -> Layerwise:
     types = {key: tensor.dtype for key, tensor in checked.tensors.items()}
     stored_as = ["fewer than 16 bits"] if narrow else []
     return Layerwise("the MODEL", checked.config, types, patcher.model_size(), value, stored_as)
+
+
+def not_merged(patcher: Any) -> list[str]:
+    """A sentence about what is on the MODEL for some prompts alone."""
+    hooks = sum(map(bool, patcher.hook_patches.values()))
+    if not hooks:
+        return []
+    which = "A LoRA" if hooks == 1 else f"{hooks} LoRAs"
+    return [f"{which} of single prompts (hooks): not merged in, since other prompts run without."]
 
 
 def _is_weight(key: str) -> bool:
