@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +30,8 @@ from zimage_core import S3DiTConfig
 from zimage_core.weights import WeightsError, load_transformer
 from zimage_core.weights.__main__ import main
 from zimage_core.weights.convert import SIDE, SIGMAS, convert
+from zimage_core.weights.file_writers import WRITERS
+from zimage_core.weights.files import read_tensors
 from zimage_core.weights.keys import transformer_to_diffusers
 from zimage_core.weights.layerwise import CAPTION
 from zimage_core.weights.targets import TARGETS
@@ -254,6 +258,45 @@ def test_no_space(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(WeightsError, match=r"takes 0.00 GB, and .* has 0.00 GB free"):
         convert(original, new(tmp_path, "fp8"), "fp8", lambda done, total: pytest.fail("began"))
     assert list(tmp_path.iterdir()) == []
+
+
+class FullDisk:
+    """Takes no byte more than files have now, until it is left: by the process's own limit."""
+
+    def __enter__(self) -> None:
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, self.limits[1]))
+
+    def __exit__(self, *error: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+@pytest.mark.parametrize("seed, to", zip(seeds(len(TARGETS)), TARGETS, strict=True))
+def test_a_disk_that_fills_up_leaves_nothing(seed: int, to: str, original: Path, tmp_path: Path) -> None:
+    at, full = random.Random(seed).random() / 4, contextlib.ExitStack()  # a third is writing
+
+    def progress(done: int, total: int) -> None:
+        if done >= at * total:
+            full.enter_context(FullDisk())
+
+    with full, pytest.raises(WeightsError, match="cannot be written: File too large. It takes 0.00 GB: free"):
+        convert(original, new(tmp_path, to), to, progress)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["fp8", "gguf-q8_0"])
+def test_a_disk_that_is_full_for_a_moment_leaves_no_hole(to: str, tmp_path: Path) -> None:
+    """Each tensor in turn finds it so: an error, or a file that is whole."""
+    path, tensors = new(tmp_path, to), {f"t{i}": torch.full((40 + i,), float(i + 1)) for i in range(5)}
+    for late in tensors:
+        with contextlib.suppress(OSError), WRITERS[path.suffix](path, tensors, {}) as writer:
+            for key, value in tensors.items():
+                with FullDisk() if key == late else contextlib.nullcontext():
+                    writer.write(key, value)
+            writer.close()
+            found = read_tensors(path).tensors
+            assert all(torch.equal(found[key], value) for key, value in tensors.items()), late
+        path.unlink()
 
 
 def test_nothing_is_written_over(original: Path, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def write_smaller(
             done(done.total)
     except OSError as error:
         raise WeightsError(
-            f"{path} cannot be written: {error}. Free some space or choose another folder."
+            f"{path} cannot be written: {error.strerror or error}. It takes {plan.bytes / 1e9:.2f} GB: free "
+            "so much or choose another folder."
         ) from error
     kept = len(weights.types) - len(plan.formats)
     return Converted(path, weights.name, to, size, weights.bytes, len(plan.formats), kept, errors)

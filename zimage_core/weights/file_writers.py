@@ -115,16 +115,20 @@ class GgufWriter:
         self.writer.write_ti_data_to_file()
 
     def write(self, key: str, tensor: Tensor) -> None:
+        """Not by gguf's own `write_tensor_data`: numpy's `tofile` under it hides that a disk is full."""
         assert self.left.pop() == key, "tensors are written in the order in which they were planned"
-        self.writer.write_tensor_data(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        (file,) = self.writer.fout
+        self.writer.write_padding(file, file.tell())
+        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
     def close(self) -> None:
         """Everything is on the disk. Raises ValueError when a tensor was not written."""
         if self.left:
             raise ValueError(f"not written: {self.left[:3]}")
-        self.writer.flush()
-        for file in self.writer.fout or ():
-            os.fsync(file.fileno())
+        (file,) = self.writer.fout
+        self.writer.write_padding(file, file.tell())
+        file.flush()
+        os.fsync(file.fileno())
 
     def __enter__(self) -> GgufWriter:
         return self
