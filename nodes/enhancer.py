@@ -66,12 +66,18 @@ def written(prompt: str, clip: object, values: dict, node_id: str) -> tuple[list
     if not prompt.strip():
         raise ValueError("prompt is empty: say in a few words what the picture shows.")
     how, describe = describer(prompt, clip, values, node_id)
-    outcomes = [describe((values["seed"] + n) % (LARGEST_SEED + 1)) for n in range(values["variants"])]
-    notes = [f"{values['source']}, {how}"]
-    for number, outcome in enumerate(outcomes, 1):
-        notes += [f"{number}. {note}" if len(outcomes) > 1 else note for note in outcome.notes]
-    if texts := [outcome.text for outcome in outcomes if outcome.text is not None]:
-        return texts, notes
+    notes, texts, wanted = [f"{values['source']}, {how}"], [], values["variants"]
+    for n in range(wanted):
+        outcome = describe((values["seed"] + n) % (LARGEST_SEED + 1))
+        if outcome.text is not None:
+            texts.append(outcome.text)
+        # the number is that of the text's button on the page
+        mark = "" if wanted == 1 else "- " if outcome.text is None else f"{len(texts)}. "
+        notes += [mark + note for note in outcome.notes]
+        if outcome.failed:
+            break
+    if texts:
+        return texts, notes if len(texts) == wanted else [*notes, f"{len(texts)} of {wanted} were written"]
     if values["on_failure"] != USE_PROMPT:
         # the reason first: a toast shows three lines
         raise ValueError("\n".join((*reversed(notes[1:]), f"No description was written ({notes[0]}).")))

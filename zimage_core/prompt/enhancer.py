@@ -40,10 +40,14 @@ class Request:
 
 @dataclass
 class Outcome:
-    """text: None where no answer could be used. notes: what happened, a line each."""
+    """text: None where no answer could be used. notes: what happened, a line each.
+
+    failed: nothing was written at last, and another seed does not help.
+    """
 
     text: str | None = None
     notes: list[str] = field(default_factory=list)
+    failed: bool = False
 
 
 # Both may raise WriterFailed, or AnswerError for an answer that cannot be used.
@@ -71,6 +75,7 @@ def enhance(request: Request, write: Write) -> Outcome:
             outcome.text = read_answer(draft.text)
         except WriterFailed as error:
             outcome.notes.append(str(error))
+            outcome.failed = True
             break
         except AnswerError as error:
             outcome.notes.append(f"refused: {error}")
@@ -101,7 +106,7 @@ def describe_faithfully(offer: Offer, choose: Choose, fixed: Iterable[str] = ())
         try:
             chosen, note = choose(offer)
         except WriterFailed as error:
-            return Outcome(notes=[str(error)])
+            return Outcome(notes=[str(error)], failed=True)
         except AnswerError as error:
             note = f"no choice: {error}"
         outcome.notes.append(note)
