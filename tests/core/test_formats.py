@@ -249,6 +249,28 @@ def test_a_header_alone_tells(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert large and all(value.is_meta for value in large)
 
 
+@pytest.mark.parametrize("settings, said", [
+    ({"split_max_tensors": 20}, r"is one of \d+ parts of a GGUF file that was split. Join them"),
+    ({"endianess": gguf.GGUFEndian.BIG}, "is a GGUF file for big-endian machines"),
+])  # fmt: skip
+def test_gguf_that_is_no_whole_file_for_this_machine(
+    settings: dict, said: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "file.gguf", "lumina2", **settings)
+    for key, value in state.items():
+        writer.add_tensor(key, value.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    files = list(tmp_path.iterdir())
+    assert (len(files) > 1) is ("split_max_tensors" in settings)
+    for path in files:
+        for read in (read_transformer, describe):
+            with pytest.raises(WeightsError, match=rf"^{path.name} {said}"):
+                read(path)
+
+
 def test_gguf_that_is_cut_off(state: dict[str, Tensor], tmp_path: Path) -> None:
     write_gguf(tmp_path / "whole.gguf", state, GGMLQuantizationType.Q4_0, "lumina2", SEED)
     content = (tmp_path / "whole.gguf").read_bytes()

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.core.peers import diffusers_of
 from tests.core.random_models import TINY, random_s3dit, randomise
 from tests.core.test_control_weights import as_published
 from tests.core.test_weights import SMALL_AE, SMALL_TE, prefixed, same
@@ -151,6 +152,28 @@ def test_of_a_model_and_its_variant_the_model_is_read(state: dict[str, Tensor], 
     assert same(load_transformer(tmp_path).state_dict(), state)
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="holds 2 .safetensors files and no index: choose one file"):
+        load_transformer(tmp_path)
+
+
+def test_the_model_is_read_beside_a_variant_in_shards(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """As diffusers writes both; the variant alone, and without all of its shards, is no model."""
+    peer = diffusers_of(load_transformer(state, dtype=torch.float32))
+    peer.save_pretrained(tmp_path)
+    peer.half().save_pretrained(tmp_path, variant="fp16", max_shard_size="1MB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    assert same(load_transformer(tmp_path).state_dict(), state)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    halves = {key: value.half() for key, value in state.items()}
+    assert same(load_transformer(tmp_path).state_dict(), halves)
+    for path in sorted(tmp_path.glob("*.safetensors"))[1:]:
+        path.unlink()
+    with pytest.raises(WeightsError, match=r"lacks \d+ of \d+ shards: diffusion_pytorch_model.fp16-00002"):
+        load_transformer(tmp_path)
+
+
+def test_a_folder_of_pickles_is_told(state: dict[str, Tensor], tmp_path: Path) -> None:
+    diffusers_of(load_transformer(state)).save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(WeightsError, match="holds diffusion_pytorch_model.bin, .* Pickles are never opened"):
         load_transformer(tmp_path)
 
 

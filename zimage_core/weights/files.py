@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from .impostors import AGAIN, refuse
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own reader
 SMALL = 65_536  # bytes; markers, scales, norms and biases, whose values are looked at in any case
 INDEX = "*.safetensors.index*.json"  # a variant such as fp16 stands before the last ending
+VARIANT = re.compile(r"\.index\.\w+\.json$")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 PART_FOLDERS = {  # in diffusers' layout
     "transformer": "transformer",
     "text_encoder": "text_encoder",
@@ -162,13 +165,17 @@ def shards(folder: Path) -> list[Path]:
     Raises WeightsError when there are several and no index, or an index and not all of them.
     """
     indexes = sorted(folder.glob(INDEX), key=lambda path: (len(path.name), path.name))  # no variant first
-    if not indexes:
-        files = _without_variants(sorted(folder.glob("*.safetensors")))
-        if len(files) != 1:
-            raise WeightsError(
-                f"{folder} holds {len(files)} .safetensors files and no index: choose one file"
-            )
+    files = _without_variants(sorted(folder.glob("*.safetensors")))
+    if len(files) == 1 and (not indexes or (VARIANT.search(indexes[0].name) and "." not in files[0].stem)):
         return files
+    if not indexes:
+        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
+        if pickles and not files:
+            raise WeightsError(
+                f"{folder} holds {some(pickles)}, and no .safetensors file. Pickles are never opened because "
+                "they can run code: download the .safetensors files of the same model."
+            )
+        raise WeightsError(f"{folder} holds {len(files)} .safetensors files and no index: choose one file")
     try:
         index = json.loads(indexes[0].read_text(encoding="utf-8"))
         names = sorted({str(name) for name in index["weight_map"].values()})

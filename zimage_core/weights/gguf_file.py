@@ -23,6 +23,7 @@ from .impostors import AGAIN
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+BIG_ENDIAN = [version.to_bytes(4, "big") for version in VERSIONS]
 MOST = {"tensors": 100_000, "entries of metadata": 100_000, "dimensions": 8}
 LONGEST_NAME = 512  # bytes
 LONGEST_TEXT = 1 << 26  # bytes of a text in the metadata; a tokenizer as a whole has some 10 MB
@@ -31,6 +32,7 @@ LONGEST_KEPT = 64  # numbers; longer lists in the metadata are passed over, as a
 TEXT, LIST = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 ALIGNMENT = "general.alignment"
+SPLIT = "split.count"  # by llama.cpp's gguf-split, which makes several files of one
 ORIGINAL = "comfy.gguf.orig_shape."  # + a tensor's name: its shape before it was reshaped to fit blocks
 
 
@@ -166,10 +168,19 @@ def read_gguf(
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content[len(MAGIC) : len(MAGIC) + 4] in BIG_ENDIAN:
+                raise WeightsError(f"{name} is a GGUF file for big-endian machines: choose another one.")
             metadata, stored = _header(content)
             size = len(content)
+    except WeightsError:
+        raise
     except (struct.error, ValueError, OverflowError, MemoryError, OSError) as error:
         raise WeightsError(f"{name} is a damaged GGUF file: {str(error)[:200]}. {AGAIN}") from error
+    if isinstance(parts := metadata.get(SPLIT), int) and parts > 1:
+        raise WeightsError(
+            f"{name} is one of {parts} parts of a GGUF file that was split. Join them with llama.cpp's "
+            "`llama-gguf-split --merge`, or download the file in one piece."
+        )
     end = max((entry.start + entry.size for entry in stored.values()), default=0)
     if end > size:
         raise WeightsError(f"{name} is truncated: {size} bytes of {end}. {AGAIN}")
