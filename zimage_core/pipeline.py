@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .acceleration.small_card import SmallCard, count_tokens
+from .acceleration.step_cache import StepCache
 from .acceleration.tiles import bytes_for
 from .conditions.control import Control
 from .conditions.reference_image import prepare_reference
@@ -219,6 +220,7 @@ class ZImagePipeline:
         controls: Sequence[Control] = (),
         system_prompt: str = "",
         template: str = TEMPLATE,
+        step_cache: bool = False,
     ) -> PipelineOutput:
         """Pictures of one or more prompts.
 
@@ -239,6 +241,7 @@ class ZImagePipeline:
         regions: pairs of a prompt (or one for each prompt) and where it counts, [h, w] in 0 to 1, any size.
         controls: control networks with their pictures' latents; they steer both sides of guidance.
         system_prompt, template: see encode_prompts; for the negative prompt too.
+        step_cache: six steps of ten are computed where they are 16 or more; the log says how many were.
         Raises ValueError when counts, sizes or parts do not go together.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -280,7 +283,8 @@ class ZImagePipeline:
         if tuple(x.shape) != shape:
             raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
         sigmas = flow_sigmas(num_inference_steps, shift).tolist()
-        x = self._sample(x, positive, negative, guidance, sigmas, controls, callback)
+        cache = StepCache(sigmas, [1.0 - guidance.truncation]) if step_cache else None
+        x = self._sample(x, positive, negative, guidance, sigmas, controls, callback, cache)
         return PipelineOutput(self._output(x, output_type))
 
     def _sample(
@@ -292,6 +296,7 @@ class ZImagePipeline:
         sigmas: list[float],
         controls: Sequence[Control],
         callback: Progress | None,
+        cache: StepCache | None,
     ) -> Tensor:
         """Euler steps from noise x down the sigmas."""
         dtype, memo = self.transformer.x_pad_token.dtype, RunMemo()
@@ -300,6 +305,12 @@ class ZImagePipeline:
         def velocity(condition: Condition) -> Tensor:
             return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=hooks, memo=memo)
 
+        def guided() -> Tensor:
+            v = velocity(positive)
+            return guidance.combine(v, velocity(negative)) if guidance.active(sigma) else v
+
+        if cache:
+            log.info(cache.report)
         with ExitStack() as turns:
             if self.card:
                 for control in controls:
@@ -308,9 +319,7 @@ class ZImagePipeline:
                 hooks = (*turns.enter_context(self.card.transformer(self.transformer, tokens)), *controls)
             for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-                v = velocity(positive)
-                if guidance.active(sigma):
-                    v = guidance.combine(v, velocity(negative))
+                v = cache.velocity(guided) if cache else guided()
                 x = euler_step(x, v, sigma, sigma_next)
                 if callback is not None:
                     callback(step + 1, len(sigmas) - 1, x)
