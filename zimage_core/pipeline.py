@@ -283,7 +283,7 @@ class ZImagePipeline:
         if tuple(x.shape) != shape:
             raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
         sigmas = flow_sigmas(num_inference_steps, shift).tolist()
-        cache = StepCache(sigmas, [1.0 - guidance.truncation]) if step_cache else None
+        cache = StepCache(sigmas, [guidance.active(s) for s in sigmas[:-1]]) if step_cache else None
         x = self._sample(x, positive, negative, guidance, sigmas, controls, callback, cache)
         return PipelineOutput(self._output(x, output_type))
 

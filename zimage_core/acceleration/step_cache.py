@@ -9,7 +9,7 @@ the run goes on from where the parabola's velocities would have brought it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -63,18 +63,19 @@ def computed_steps(sigmas: Sequence[float], share: float = SHARE) -> list[int]:
 class StepCache:
     """What one run keeps: make one for each run, and ask it for the velocity of each step, one by one.
 
-    sigmas: of the run, n + 1 for n steps. edges: sigmas at which what is predicted changes, such as the end
-    of guidance; nothing is carried over them. Raises ValueError for sigmas that do not fall all the way.
+    sigmas: of the run, n + 1 for n steps. kinds: what is predicted in each step, such as with guidance or
+    without; nothing is carried from one kind to the next. None: the same in all steps.
+    Raises ValueError for sigmas that do not fall all the way.
     """
 
-    def __init__(self, sigmas: Sequence[float], edges: Iterable[float] = (), share: float = SHARE) -> None:
+    def __init__(
+        self, sigmas: Sequence[float], kinds: Sequence[Hashable] | None = None, share: float = SHARE
+    ) -> None:
         if any(later >= sigma for sigma, later in pairwise(sigmas)):
             raise ValueError(f"the step cache needs sigmas that fall from step to step, got {list(sigmas)}")
-        edges = list(edges)
         steps = len(sigmas) - 1
-        # one at an edge belongs to neither side: what changes there may change before it or after it
-        sides = [[(sigma > edge) + (sigma >= edge) for edge in edges] for sigma in sigmas]
-        starts = [i for i in range(steps) if i == 0 or sides[i] != sides[i - 1]]
+        kinds = [None] * steps if kinds is None else kinds
+        starts = [i for i in range(steps) if i == 0 or kinds[i] != kinds[i - 1]]
         self._starts = set(starts)
         self.computed = {
             start + step

@@ -41,6 +41,13 @@ def collected(before: str = "") -> Iterator[Collected]:
         _collected.reset(token)
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """All that a run within says stands together, also under a node that does not ask for it."""
+    with contextlib.nullcontext() if _collected.get() else collected():
+        yield
+
+
 def tell(notes: Iterable[str]) -> None:
     """Under the node that runs now, below what it said before; and into the log."""
     found = _collected.get() or Collected()

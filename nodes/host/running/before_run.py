@@ -24,12 +24,14 @@ def look_before_runs(model: Any) -> None:
 
 
 def _looked_at(executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs):
-    patcher = executor.class_obj.model_patcher
-    if len(sigmas) > 1:
-        from ..page.run_notes import tell  # here: models are also loaded where there is no page
+    if len(sigmas) <= 1:
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+    from ..page.run_notes import tell, together  # here: models are also loaded where there is no page
 
+    patcher = executor.class_obj.model_patcher
+    with together():
         tell([*_size_notes(patcher, latent, float(sigmas[0])), *lora_notes(patcher)])
-    return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
 
 
 def _size_notes(patcher: Any, latent: Tensor, sigma: float) -> list[str]:
