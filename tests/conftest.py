@@ -4,12 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import long
 from tests.host.launch import stand_in_for_missing_ops
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["inside"]  # unless it is named: its tests need a process of their own
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run without a card; read when triton is imported
 
 # transformers and diffusers import torchvision when they see it.
 stand_in_for_missing_ops()

@@ -93,8 +93,11 @@ def test_the_base_imports_nothing_that_is_built_on_it() -> None:
     names = (
         "config",
         "model.attention",
+        "model.backends",
+        "model.fused",
         "model.hooks",
         "model.memo",
+        "model.modulation",
         "model.rope",
         "model.s3dit",
         "model.sequence",

@@ -76,7 +76,8 @@ class Streamed:
         for part in self.names:
             if getattr(part, "weight", None) is not None:
                 part._v = object()  # how the host knows layers that it streams
-                part.register_forward_pre_hook(self._seen)
+                if not isinstance(part, nn.RMSNorm):  # weights of norms are taken, when nobody watches them
+                    part.register_forward_pre_hook(self._seen)
         self.network.register_forward_pre_hook(self._asked, with_kwargs=True)
 
     def _asked(self, network: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

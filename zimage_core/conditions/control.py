@@ -20,6 +20,7 @@ from ..config import ControlConfig
 from ..model.attention import Attention
 from ..model.hooks import BlockCall, BlockHook
 from ..model.memo import RunMemo, StepMemo
+from ..model.modulation import modulations
 from ..model.s3dit import Block, S3DiT
 from ..model.sequence import Prepared, Scales, Span, Time
 
@@ -77,7 +78,7 @@ class ControlNet(nn.Module):
     def modulated(self, c: Tensor) -> tuple[Blocks, Blocks]:
         """c: [B, t_dim], the adaLN input -> the refiner's blocks and the layers, each with its modulation."""
         refiner, layers = (
-            [(block, block.modulation(c)) for block in blocks]
+            list(zip(blocks, modulations(blocks, c), strict=True))
             for blocks in (self.control_noise_refiner, self.control_layers)
         )
         return refiner, layers

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
-from .rope import rotate
-from .sequence import Span
+from .backends import attention
+from .fused import turned
+from .sequence import NO_WEIGHTS, Span, Weights
 
 VALUE = 16.0  # what attention gives on, at most, in float16
 
@@ -43,27 +43,27 @@ class Attention(nn.Module):
         self.out = operations.Linear(self.heads * self.head_dim, config.dim, bias=False, **factory)
         self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(self, x: Tensor, span: Span) -> Tensor:
-        """x: [B, S, dim] -> [B, S, dim]; span: tables, mask and options of the S tokens."""
-        q, k, v = self.project(x)
-        q = rotate(q, span.freqs)  # one after the other: each frees what it came from
-        k = rotate(k, span.freqs)
+    def forward(self, x: Tensor, span: Span, weights: Weights = NO_WEIGHTS) -> Tensor:
+        """x: [B, S, dim] -> [B, S, dim]; span: tables, mask and options of the S tokens.
+
+        weights: of the norms of q and k, for a kernel that does their work.
+        """
+        q, k, v = self.heads_of(x)
+        q, k = turned(q, k, (self.q_norm, self.k_norm), weights, span.freqs)
         return self.project_out((span.attend or self.attend)(q, k, v, span.bias, span.options))
 
     def project_out(self, heads: Tensor) -> Tensor:
         """[B, S, heads * D] -> [B, S, dim]; in float16 of any scale a token, for the norm behind it."""
         return self.out(fitted(heads, VALUE))
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed q [B, S, heads, D], normed k and v [B, S, kv_heads, D]."""
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, S, heads, D], k and v [B, S, kv_heads, D], parts of one new tensor."""
         heads = rearrange(self.qkv(x), "b s (h d) -> b s h d", d=self.head_dim)
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        return self.q_norm(q), self.k_norm(k), v
+        return heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict) -> Tensor:
-        """Of q, k and v as `project` gives them, turned to their positions: [B, S, heads * D]."""
-        out = F.scaled_dot_product_attention(*self.by_head(q, k, v), attn_mask=bias)
-        return rearrange(out, "b h s d -> b s (h d)")
+        """Of q, k and v as `heads_of` gives them, normed and turned to their positions: [B, S, heads * D]."""
+        return attention(q, k, v, bias).flatten(2)
 
     def by_head(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three as [B, heads, S, D], k and v repeated where heads share them."""

@@ -35,10 +35,24 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     x: [B, S, heads, D]; table: [1 or B, S, 1, D/2, 2, 2].
     """
+    if x.dtype in (torch.bfloat16, torch.float16) and x.device.type != "cpu" and not torch.is_grad_enabled():
+        return rotate_in_type(x, table)
     pairs = rearrange(x.float(), "b s h (d pair) -> b s h d 1 pair", pair=2)
     turned = (table[..., 0] * pairs[..., 0]).addcmul_(table[..., 1], pairs[..., 1])
     del pairs  # as large as the result below and this together
     return rearrange(turned, "b s h d pair -> b s h (d pair)").type_as(x)
+
+
+def rotate_in_type(x: Tensor, table: Tensor) -> Tensor:
+    """The same, where the first of two products is kept in the type of x: a quarter of the traffic.
+
+    For cards, whose operators convert as they read and write. Processors convert whole tensors for it.
+    """
+    pairs = rearrange(x, "b s h (d pair) -> b s h d 1 pair", pair=2)
+    turned = torch.empty_like(x).unflatten(-1, (-1, 2))
+    torch.mul(table[..., 0], pairs[..., 0], out=turned)
+    turned.addcmul_(table[..., 1], pairs[..., 1])
+    return rearrange(turned, "b s h d pair -> b s h (d pair)")
 
 
 def caption_ids(length: int, device: torch.device | None = None, after: int = 0) -> Tensor:

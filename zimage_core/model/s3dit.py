@@ -18,34 +18,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
+from . import backends
 from .attention import Attention, fitted
+from .fused import gated, look_for_kernels, scaled, swiglu
 from .hooks import BlockHook, Options
 from .memo import RunMemo
+from .modulation import TimestepEmbedder, modulations
 from .rope import PLAIN_GRID, Grid, caption_ids, image_ids, rope_table
-from .sequence import Captions, Prepared, Scales, Span, Time, real_tokens, scale_tokens
+from .sequence import Captions, Prepared, Scales, Span, Time, real_tokens
 
 FACTOR = 8.0  # of the two that SwiGLU multiplies, at most, in float16
-
-
-class TimestepEmbedder(nn.Module):
-    """Sigma's complement t in [0, 1000] -> the adaLN input. The sinusoid is float32, as in the reference."""
-
-    FREQUENCIES = 128
-    MAX_PERIOD = 10000
-
-    def __init__(self, config: S3DiTConfig, operations: Any, **factory: Any) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            operations.Linear(2 * self.FREQUENCIES, config.t_hidden, bias=True, **factory),
-            nn.SiLU(),
-            operations.Linear(config.t_hidden, config.t_dim, bias=True, **factory),
-        )
-
-    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """t: [B] -> [B, t_dim] in dtype."""
-        steps = torch.arange(self.FREQUENCIES, dtype=torch.float32, device=t.device)
-        angle = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * steps / self.FREQUENCIES)
-        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1).to(dtype))
 
 
 class FeedForward(nn.Module):
@@ -58,7 +40,9 @@ class FeedForward(nn.Module):
         self.w3 = operations.Linear(config.dim, config.ffn_dim, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(fitted(F.silu(self.w1(x)), FACTOR) * fitted(self.w3(x), FACTOR))
+        if x.dtype == torch.float16:
+            return self.w2(fitted(F.silu(self.w1(x)), FACTOR) * fitted(self.w3(x), FACTOR))
+        return self.w2(swiglu(self.w1(x), self.w3(x)))
 
 
 class Block(nn.Module):
@@ -82,20 +66,21 @@ class Block(nn.Module):
 
     def modulation(self, c: Tensor) -> Scales:
         """c: [B, t_dim] -> what `forward` takes. No SiLU before this projection, unlike the final layer's."""
-        scale_a, gate_a, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(4, dim=-1)
-        return 1 + scale_a, gate_a.tanh(), 1 + scale_m, gate_m.tanh()
+        return modulations([self], c)[0]
 
     def forward(self, x: Tensor, span: Span, scales: Scales | None = None) -> Tensor:
         """x: [B, S, D] -> [B, S, D]."""
         if scales is None:
             x = x + self.attention_norm2(self.attention(self.attention_norm1(x), span))
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
-        scale_a, gate_a, scale_m, gate_m = scales
-        out = self.attention(scale_tokens(self.attention_norm1(x), scale_a), span)
-        x = x + scale_tokens(self.attention_norm2(out), gate_a)
+        s = Scales(*scales)
+        out = scaled(self.attention_norm1, x, s.attention, s.weights.attention1, s.folded[0])
+        out = self.attention(out, span, s.weights)
+        x = gated(x, self.attention_norm2, out, s.attention_gate, s.weights.attention2)
         del out  # as large as x, while the feed-forward needs the most
-        out = self.feed_forward(scale_tokens(self.ffn_norm1(x), scale_m))
-        return x + scale_tokens(self.ffn_norm2(out), gate_m)
+        out = scaled(self.ffn_norm1, x, s.feed_forward, s.weights.feed_forward1, s.folded[1])
+        out = self.feed_forward(out)
+        return gated(x, self.ffn_norm2, out, s.feed_forward_gate, s.weights.feed_forward2)
 
 
 class FinalLayer(nn.Module):
@@ -114,6 +99,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """x: [B, N, D], scale: [B, 1, D] -> [B, N, patch * patch * channels]."""
+        if scale.shape[0] == 1:  # one weight for all tokens
+            return self.linear(F.layer_norm(x, scale.shape[-1:], scale[0, 0], eps=self.norm_final.eps))
         return self.linear(self.norm_final(x) * scale)
 
 
@@ -131,6 +118,7 @@ class S3DiT(nn.Module):
     """
 
     attention_class = Attention
+    graphs: Any = None  # acceleration.graphs.Graphs
 
     def __init__(
         self,
@@ -199,13 +187,17 @@ class S3DiT(nn.Module):
             condition = Prompt(Captions.of(context, num_tokens, attention_mask))
         if transformer_options:
             hooks = (Options(transformer_options), *hooks)
-        return self.step(x, *self.prepare(x, timesteps, condition, hooks, memo or RunMemo()))
+        given = self.prepare(x, timesteps, condition, hooks, memo or RunMemo())
+        out = self.graphs.step(self, x, timesteps, *given) if self.graphs else None
+        return self.step(x, *given) if out is None else out
 
     def prepare(
         self, x: Tensor, timesteps: Tensor, condition: Condition, hooks: Sequence[BlockHook], memo: RunMemo
     ) -> tuple[Prepared, Time, list[BlockHook]]:
         """What `step` takes beside x: all that does not depend on the latent's values."""
         kind = (x.dtype, x.device)
+        look_for_kernels(x.device)
+        backends.look_at(x.device)
         prepared = memo.once((condition, x.shape, *kind), lambda: condition.prepare(self, x, hooks))
         time = memo.time(timesteps, kind, lambda: self.time(timesteps, x.dtype))
         if prepared.clean is not None:
@@ -251,10 +243,9 @@ class S3DiT(nn.Module):
         """timesteps: [B] sigma -> the modulation of every block and of the final layer."""
         c = self.t_embedder((1.0 - timesteps) * self.config.t_scale, dtype)  # [B, t_dim]
 
-        def scales(blocks: nn.ModuleList) -> list[Scales]:
-            return [block.modulation(c) for block in blocks]
-
-        return Time(c, scales(self.noise_refiner), scales(self.layers), self.final_layer.modulation(c))
+        refiners = len(self.noise_refiner)
+        scales = modulations([*self.noise_refiner, *self.layers], c)
+        return Time(c, scales[:refiners], scales[refiners:], self.final_layer.modulation(c))
 
     def embed_text(self, captions: Captions, length: int, dtype: torch.dtype) -> Tensor:
         """-> tokens [B, length, D], learned ones after each sample's real tokens."""

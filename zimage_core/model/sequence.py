@@ -147,8 +147,35 @@ class ByToken(NamedTuple):
 
 
 Factor = Tensor | ByToken  # [B, 1, D], or one for clean and one for noisy tokens
-# scale and gate of attention, scale and gate of feed-forward
-Scales = tuple[Factor, Factor, Factor, Factor]
+
+
+class Weights(NamedTuple):
+    """Of the norms of a block, [D] each, for kernels that do their work; None: the norm is called."""
+
+    attention1: Tensor | None = None
+    feed_forward1: Tensor | None = None
+    attention2: Tensor | None = None
+    feed_forward2: Tensor | None = None
+    q: Tensor | None = None
+    k: Tensor | None = None
+
+
+NO_WEIGHTS = Weights()
+
+
+class Scales(NamedTuple):
+    """What the timestep does to a block: each part's scale before it and gate behind it."""
+
+    attention: Factor
+    attention_gate: Factor
+    feed_forward: Factor
+    feed_forward_gate: Factor
+    weights: Weights = NO_WEIGHTS
+    folded: tuple[Tensor | None, Tensor | None] = (None, None)  # [D]: first norms' weights times scale
+
+    @property
+    def factors(self) -> tuple[Factor, Factor, Factor, Factor]:
+        return self[:4]
 
 
 class Time(NamedTuple):
@@ -170,17 +197,18 @@ class Time(NamedTuple):
 def by_token(clean: list[Scales], noisy: list[Scales], start: int) -> list[Scales]:
     """Scales of blocks, for sequences of which the first `start` tokens are clean."""
     return [
-        tuple(ByToken(*factors, start) for factors in zip(*pair, strict=True))
-        for pair in zip(clean, noisy, strict=True)
+        Scales(*(ByToken(*pair, start) for pair in zip(a.factors, b.factors, strict=True)), b.weights)
+        for a, b in zip(clean, noisy, strict=True)
     ]
 
 
 def with_noisy(scales: Scales, noisy: Scales) -> Scales:
     """`noisy` in place of a block's scales, or of their part for noisy tokens."""
-    return tuple(
+    factors = (
         new if isinstance(old, Tensor) else old._replace(noisy=new)
-        for old, new in zip(scales, noisy, strict=True)
+        for old, new in zip(scales.factors, noisy.factors, strict=True)
     )
+    return Scales(*factors, scales.weights)
 
 
 def scale_tokens(x: Tensor, factor: Factor) -> Tensor:

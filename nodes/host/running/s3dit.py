@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.ops
 import torch
 from comfy.ldm.modules import attention as host_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from ....zimage_core.conditions.references import References
 from ....zimage_core.conditions.regions import Regions
+from ....zimage_core.model import backends, fused
 from ....zimage_core.model.attention import Attention
 from ....zimage_core.model.hooks import BlockHook
 from ....zimage_core.model.rope import Grid, rotate
 from ....zimage_core.model.s3dit import Condition, Prompt, S3DiT
-from ....zimage_core.model.sequence import Captions, Prepared, Span, Time
+from ....zimage_core.model.sequence import NO_WEIGHTS, Captions, Prepared, Span, Time, Weights
 from .conds import Run
+from .graphs import step_by_graph
 from .parts import cut, parts_of, report_lost
 from .patches import HostPatches, Replacements
 from .prefetch import prefetches
@@ -25,6 +28,7 @@ from .replaced import InPlace
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
+OVERRIDE = "optimized_attention_override"  # among the options, where nodes choose another attention
 CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
 ON_THE_WAY = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # wrappers between a conditioning and us
 HANDS_ON = {"torch.compile", "easycache"}  # keys of the host's own, which change no caption and no time
@@ -39,6 +43,26 @@ def changed_on_the_way(options: dict) -> bool:
 def prefers() -> bool:
     """Whether this host knows preferred attentions."""
     return hasattr(host_attention, "ComfyAttention")
+
+
+def left_to_torch(attend: Any, preferred: torch.nn.Module | None, options: dict) -> bool:
+    """Whether neither the user, nor a file, nor a node has chosen an attention."""
+    chosen = OVERRIDE in options or getattr(preferred, "function", preferred) is not None
+    return attend is host_attention.attention_pytorch and not chosen
+
+
+def norm_weight(norm: torch.nn.Module, x: Tensor) -> Tensor | None:
+    """As the host uses it in this norm, be it streamed, patched or cast: the same wherever it lies."""
+    changed = norm.comfy_cast_weights or norm.weight_function or norm.bias_function
+    if not changed or norm.bias is not None:
+        return norm.weight if norm.bias is None else None
+    weight, bias, stream = comfy.ops.cast_bias_weight(norm, x, offloadable=True)
+    weight = weight.clone()  # the host uses that memory again
+    comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
+    return weight
+
+
+fused.WEIGHT_OF[comfy.ops.disable_weight_init.RMSNorm] = norm_weight
 
 
 class HostAttention(InPlace, Attention):
@@ -56,12 +80,16 @@ class HostAttention(InPlace, Attention):
         super().replace(module)
         self._modules.pop("comfy_attention", None)  # the host's own counts
 
-    def forward(self, x: Tensor, span: Span) -> Tensor:
+    def forward(self, x: Tensor, span: Span, weights: Weights = NO_WEIGHTS) -> Tensor:
         changes = span.options.get("patches", {}).get("attn1_patch", ())
         if not changes or "block_index" not in span.options:
-            return super().forward(x, span)
+            return super().forward(x, span, weights)
         # patches see [B, heads, S, D] before rope, and a rope table to match
-        seen = dict(zip("qkv", (t.transpose(1, 2) for t in self.project(x)), strict=True))
+        q, k, v = self.heads_of(x)
+        seen = {
+            name: t.transpose(1, 2)
+            for name, t in zip("qkv", (self.q_norm(q), self.k_norm(k), v), strict=True)
+        }
         seen |= {"pe": span.freqs.transpose(1, 2), "attn_mask": span.bias}
         for patch in changes:
             q, k, v, *_ = seen.values()
@@ -79,15 +107,22 @@ class HostAttention(InPlace, Attention):
         if bias is not None and attend is MASKLESS:
             attend = host_attention.attention_pytorch
         preferred = getattr(self, "comfy_attention", None) if prefers() else None
-        more = {} if preferred is None else {"preferred_attention": preferred}
-        out = attend(
-            *self.by_head(q, k, v),
-            self.heads,
-            bias,
-            skip_reshape=True,
-            transformer_options=options,
-            **more,
-        )
+        if (
+            bias is None
+            and left_to_torch(attend, preferred, options)
+            and (faster := backends.faster(q.device))
+        ):
+            out = faster(q, k, v, None).flatten(2)
+        else:
+            more = {} if preferred is None else {"preferred_attention": preferred}
+            out = attend(
+                *self.by_head(q, k, v),
+                self.heads,
+                bias,
+                skip_reshape=True,
+                transformer_options=options,
+                **more,
+            )
         if "block_index" in options:
             for patch in options.get("patches", {}).get("attn1_output_patch", ()):
                 out = patch(out, self.extra_options(options))
@@ -139,7 +174,9 @@ class HostS3DiT(InPlace, S3DiT):
         def captions() -> Captions:
             return Captions.of(context, num_tokens, attention_mask)
 
-        return self.step(x, *self.prepare_step(x, timesteps, captions, transformer_options, **kwargs))
+        given = self.prepare_step(x, timesteps, captions, transformer_options, **kwargs)
+        out = step_by_graph(self, x, timesteps, given, transformer_options)
+        return self.step(x, *given) if out is None else out
 
     @torch.compiler.disable
     def prepare_step(

@@ -1,0 +1,79 @@
+"""CUDA graphs inside the host: only where nothing changes, moves or streams what a graph has recorded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor, nn
+
+from ....zimage_core.acceleration.graphs import Graphs
+from ....zimage_core.model.hooks import BlockHook
+from ....zimage_core.model.sequence import Prepared, Time
+
+KEY = "zimage_graphs"  # among the options of a MODEL
+CHANGING = (
+    "weight_function",
+    "bias_function",
+)  # lists in the host's layers: what is done to weights at each use
+STREAMED = "_v"  # in the host's layers: their weights come when they are used
+
+
+def with_graphs(patcher: Any, graphs: Graphs) -> None:
+    """From now on this MODEL's steps are recorded where they can be; they go when it is unloaded."""
+    patcher.model_options.setdefault("transformer_options", {})[KEY] = graphs
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, lambda *_: graphs.clear())
+    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, lambda *_: _tell(graphs))
+
+
+def _tell(graphs: Graphs) -> None:
+    if graphs.steps:
+        because = f" ({graphs.reason})" if graphs.reason else ""
+        logging.info("Z-Image: %d of %d forwards by CUDA graphs%s", graphs.replays, graphs.steps, because)
+    graphs.replays = graphs.steps = 0
+
+
+def step_by_graph(
+    network: nn.Module,
+    x: Tensor,
+    timesteps: Tensor,
+    given: tuple[Prepared, Time, Sequence[BlockHook]],
+    options: dict,
+) -> Tensor | None:
+    """What the network's `step` returns for x and `given`, or None: then it is to be called."""
+    graphs = options.get(KEY)
+    if graphs is None:
+        return None
+    obstacle = by_others(options) or in_weights(network, x)
+    return graphs.step(network, x, timesteps, *given, obstacle)
+
+
+def by_others(options: dict) -> str:
+    """What other nodes have hung on the MODEL, in words; their code may do another thing in each step."""
+    wrappers = options.get("wrappers", {})
+    names = [
+        name
+        for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+        for name in wrappers.get(kind, {})
+    ]
+    if names:
+        return f"{names[0]} wraps the model"
+    if "optimized_attention_override" in options:
+        return "another attention is chosen"
+    if any(options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values()):
+        return "patches are on the model"
+    return ""
+
+
+def in_weights(network: nn.Module, x: Tensor) -> str:
+    """What keeps a layer's weights from lying still, in words."""
+    for name, layer in network.named_modules():
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return f"{name} is looked at"
+        if any(getattr(layer, kind, ()) for kind in CHANGING):
+            return "a LoRA is applied as the model runs"
+        if hasattr(layer, STREAMED) or any(p.device != x.device for p in layer.parameters(recurse=False)):
+            return "the model is streamed to the card"
+    return ""
