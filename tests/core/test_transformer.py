@@ -104,6 +104,22 @@ def test_float16_does_not_overflow(seed: int, factor: float) -> None:
     assert relative(half, exact) <= 4e-3
 
 
+@pytest.mark.parametrize("seed", seeds(2))
+def test_float16_has_gradients_where_tokens_are_zero(seed: int) -> None:
+    """A layer whose values and gates are zero, before others that are not."""
+    model = random_s3dit(TINY, seed)
+    model.layers[0].attention.qkv.weight[2 * TINY.dim :].zero_()
+    model.layers[0].feed_forward.w1.weight.zero_()
+    x, sigma, caption = random_inputs(TINY, seed)
+    found = {}
+    with torch.enable_grad():
+        for dtype in (torch.float64, torch.float16):
+            given = x.to(dtype).requires_grad_(True)
+            model.to(dtype)(given, sigma, caption.to(dtype)).float().square().mean().backward()
+            found[dtype] = given.grad
+    assert relative(found[torch.float16], found[torch.float64]) <= 3e-3
+
+
 def test_wrong_widths_are_named() -> None:
     model = random_s3dit(TINY, 0)
     x, sigma, caption = random_inputs(TINY, 0)
