@@ -19,6 +19,7 @@ from .regional import ZImageRegionalPrompt
 from .sampling import ZImageSigmas, ZImageTurboSampler
 from .save_image import ZImageSaveImage
 from .save_quantized import ZImageSaveQuantized
+from .speed import ZImageSpeed
 from .style import ZImageStyle
 from .variations import ZImageSheet, ZImageVariations
 from .wildcards import ZImageWildcards
@@ -46,6 +47,7 @@ NODES = (
     ZImageSheet,
     ZImageSaveImage,
     ZImageSaveQuantized,
+    ZImageSpeed,
 )
 
 bare_names()

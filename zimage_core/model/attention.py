@@ -24,7 +24,9 @@ def fitted(x: Tensor, largest: float) -> Tensor:
     """
     if x.dtype != torch.float16:
         return x
-    excess = x.detach().abs().amax(dim=-1, keepdim=True).float() / largest  # no gradient: it would be NaN at 0
+    excess = (
+        x.detach().abs().amax(dim=-1, keepdim=True).float() / largest
+    )  # no gradient: it would be NaN at 0
     return x * torch.exp2(-excess.log2().ceil().clamp(min=0)).to(x.dtype)
 
 

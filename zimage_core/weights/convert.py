@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,6 +124,22 @@ def write_smaller(
     return Converted(path, weights.name, to, size, weights.bytes, len(plan.formats), kept, errors)
 
 
+def in_memory(weights: Layerwise, to: str, progress: Progress | None = None) -> dict[str, Tensor]:
+    """The tensors of such a file, without one. Raises WeightsError as `write_smaller` does."""
+    plan = _Plan.of(weights, to)
+    values = sum(shape.numel() for shape in weights.shapes.values())
+    made = _Made()
+    _write_into(made, weights, plan, _Counter(values, progress or _logged(weights.name)))
+    return made
+
+
+class _Made(dict):
+    """What a writer is told to write, kept."""
+
+    def write(self, key: str, value: Tensor) -> None:
+        self[key] = value
+
+
 class _Counter:
     """Adds up what is done. `progress` ends the work by what it raises."""
 
@@ -181,24 +198,28 @@ class _Plan:
 
 def _write(weights: Layerwise, plan: _Plan, path: Path, done: _Counter) -> None:
     with WRITERS[plan.target.suffix](path, plan.tensors, plan.formats) as writer:
-        for key, shape in weights.shapes.items():
-            layer = key.removesuffix(".weight")
-            quantised = layer in plan.formats
-            value = weights.value(key, torch.float32 if quantised else plan.tensors[key].dtype)
-            if not finite(value):
-                raise WeightsError(
-                    f"{weights.name} holds NaN or infinity in {key}: it is damaged or was converted wrongly. "
-                    "Download it again or choose another file."
-                )
-            if quantised:
-                for end, part in plan.target.stored(value, plan.formats[layer]).items():
-                    writer.write(f"{layer}.{end}", part)
-            else:
-                writer.write(key, value)
-            done(shape.numel())
-        for key in plan.tensors.keys() & weights.preferences.keys():
-            writer.write(key, weights.preferences[key])
+        _write_into(writer, weights, plan, done)
         writer.close()
+
+
+def _write_into(writer: Any, weights: Layerwise, plan: _Plan, done: _Counter) -> None:
+    for key, shape in weights.shapes.items():
+        layer = key.removesuffix(".weight")
+        quantised = layer in plan.formats
+        value = weights.value(key, torch.float32 if quantised else plan.tensors[key].dtype)
+        if not finite(value):
+            raise WeightsError(
+                f"{weights.name} holds NaN or infinity in {key}: it is damaged or was converted wrongly. "
+                "Download it again or choose another file."
+            )
+        if quantised:
+            for end, part in plan.target.stored(value, plan.formats[layer]).items():
+                writer.write(f"{layer}.{end}", part)
+        else:
+            writer.write(key, value)
+        done(shape.numel())
+    for key in plan.tensors.keys() & weights.preferences.keys():
+        writer.write(key, weights.preferences[key])
 
 
 def _errors(

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from ....zimage_core.config import S3DiTConfig
 from ....zimage_core.model.memo import StepMemo
-from ....zimage_core.weights import WeightsError, read_transformer
+from ....zimage_core.weights import Checkpoint, WeightsError, read_transformer
 from ..built_in import NANO, nano_settings
 from ..running.before_run import look_before_runs
 from ..running.conds import caption_conds
@@ -125,6 +126,21 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
         raise WeightsError(f"weight_dtype is {weight_dtype!r}, expected one of {', '.join(DTYPES)}")
     checkpoint = read_transformer(mapped(path))
     logging.info("Z-Image transformer: %s", checkpoint.summary)
+    again = (load_patcher, (path, weight_dtype))
+    return patcher_of(checkpoint, DTYPES[weight_dtype], again, disable_dynamic, built_in=path.parent == NANO)
+
+
+def patcher_of(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    again: tuple[Callable[..., Any] | None, tuple],
+    disable_dynamic: bool = False,
+    built_in: bool = False,
+) -> Any:
+    """The MODEL of a checkpoint. dtype: of its weights, None: as they are and as the host sees fit.
+
+    again: as `patched` takes it, a function and its arguments.
+    """
     config = Config(
         {
             "image_model": "lumina2",
@@ -132,10 +148,8 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
             "allow_fp16": checkpoint.fits_float16,  # newer hosts ask, for cards without bfloat16
         }
     )
-    built_in = path.parent == NANO
     if built_in:
         config.latent_format = NanoLatentFormat()
-    dtype = DTYPES[weight_dtype]
     kept = Placed({}, {})
     if not checkpoint.formats:  # fp8 without scales stays as it is: the host casts it at each use
         state = dict(checkpoint.tensors)
@@ -149,7 +163,7 @@ def load_patcher(path: Path, weight_dtype: str = "auto", disable_dynamic: bool =
     stored = _set_dtypes(config, checkpoint.parameters, found, dtype, quantised)
     model = config.get_model(state, "")
     pack(model.diffusion_model, kept.packed, offload)
-    patcher = patched(model.to(offload), load_patcher, (path, weight_dtype), disable_dynamic)
+    patcher = patched(model.to(offload), *again, disable_dynamic)
     if kept.packed:
         config.network = weakref.ref(model.diffusion_model)
         follow_loras(patcher)

@@ -13,9 +13,12 @@ from .mapped import on_disk
 
 
 def patched(
-    model: torch.nn.Module, load: Callable[..., Any], settings: tuple, disable_dynamic: bool = False
+    model: torch.nn.Module,
+    load: Callable[..., Any] | None,
+    settings: tuple = (),
+    disable_dynamic: bool = False,
 ) -> Any:
-    """`model` in whatever patcher class the host uses now; load(*settings) would make it again.
+    """`model` in whatever patcher class the host uses now; load(*settings) would make it again, if anything.
 
     settings: the path of the file or folder first.
     """
@@ -26,7 +29,8 @@ def patched(
         model,
         load_device=management.get_torch_device(),
         offload_device=management.unet_offload_device(),
-        **on_disk(patcher_class, settings[0]),
+        **(on_disk(patcher_class, settings[0]) if load else {}),
     )
-    patcher.cached_patcher_init = (load, settings)
+    if load:
+        patcher.cached_patcher_init = (load, settings)
     return patcher

@@ -28,6 +28,7 @@ from .replaced import InPlace
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
+COMPILED = "zimage_compiled"  # the hook that compiles blocks, among the options of a MODEL
 OVERRIDE = "optimized_attention_override"  # among the options, where nodes choose another attention
 CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
 ON_THE_WAY = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # wrappers between a conditioning and us
@@ -224,7 +225,8 @@ class HostS3DiT(InPlace, S3DiT):
         controls = [control for patch in patches if (control := patch.at(x, options, parts)) is not None]
         replacements = options.get("patches_replace", {}).get("dit", {})
         replaced = [Replacements(replacements)] if replacements else []
-        hooks = [*prefetches(self, options), HostPatches(options), *controls, *replaced]
+        compiled = [options[COMPILED]] if COMPILED in options else []
+        hooks = [*prefetches(self, options), HostPatches(options), *controls, *replaced, *compiled]
         prepared, time, hooks = self.prepare(x, timesteps, run.memo.once(key, condition), hooks, run.memo)
         joint = prepared.joint
         for tensor, dim in ((prepared.text, 1), (joint.freqs, 1), (joint.bias, 2), (joint.bias, 3)):
