@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .acceleration.small_card import SmallCard, count_tokens
 from .acceleration.step_cache import StepCache
@@ -22,6 +22,7 @@ from .conditions.reference_image import prepare_reference
 from .conditions.references import References
 from .conditions.regions import Region, Regions
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
+from .model.arithmetic import compute_dtype
 from .model.autoencoder import AutoencoderKL
 from .model.hooks import BlockHook
 from .model.memo import RunMemo
@@ -110,6 +111,9 @@ class ZImagePipeline:
         """Where it computes."""
         return self.card.device if self.card else self.transformer.x_pad_token.device
 
+    def _computes_in(self, part: nn.Module) -> torch.dtype:
+        return compute_dtype(next(part.parameters()).dtype, self.device)
+
     def enable_streaming(self, vram: str | int, device: torch.device | str = "cuda") -> ZImagePipeline:
         """For cards that the model does not fit: pictures are the same to the bit, in at most `vram`.
 
@@ -182,8 +186,8 @@ class ZImagePipeline:
         pictures = [prepare_reference(as_image(image), area=area) for image in images]
         largest = max(p.encoded.shape[1] * p.encoded.shape[2] for p in pictures)
         with self._whole(self.autoencoder, bytes_for(self.autoencoder, largest)):
-            weight = next(self.autoencoder.parameters())
-            pixels = [(2 * p.encoded.movedim(-1, 1) - 1).to(weight) for p in pictures]
+            dtype = self._computes_in(self.autoencoder)
+            pixels = [(2 * p.encoded.movedim(-1, 1) - 1).to(self.device, dtype) for p in pictures]
             latents = [self.autoencoder.to_model(self.autoencoder.encode(p).mode()) for p in pixels]
         count = len(images)
         segments = split_prompt("", count)
@@ -299,7 +303,7 @@ class ZImagePipeline:
         cache: StepCache | None,
     ) -> Tensor:
         """Euler steps from noise x down the sigmas."""
-        dtype, memo = self.transformer.x_pad_token.dtype, RunMemo()
+        dtype, memo = self._computes_in(self.transformer), RunMemo()
         hooks: Sequence[BlockHook] = controls
 
         def velocity(condition: Condition) -> Tensor:
@@ -345,7 +349,7 @@ class ZImagePipeline:
     def _output(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return x
-        latent = self.autoencoder.from_model(x).to(next(self.autoencoder.parameters()).dtype)
+        latent = self.autoencoder.from_model(x).to(self._computes_in(self.autoencoder))
         if self.card:
             pixels = self.card.decode(self.autoencoder, latent)
         else:

@@ -99,6 +99,7 @@ def test_the_base_imports_nothing_that_is_built_on_it() -> None:
         "model.memo",
         "model.modulation",
         "model.rope",
+        "model.operations",
         "model.s3dit",
         "model.sequence",
     )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfy.supported_models_base import ClipTarget
 
+from bench.peak import Peak
 from tests.core.random_models import randomise, seeds
 from tests.core.test_text_encoder import peer_of
 from tests.host.inside import extension_module
@@ -88,15 +89,16 @@ def written(request: pytest.FixtureRequest) -> Written:
 
 
 def shell_of(writer: language_model.LanguageModel) -> torch.nn.Module:
-    return language_model.HostQwen3(CONFIG, writer.transformer.model, torch.float32)
+    return language_model.HostQwen3(CONFIG, writer.transformer.model)
 
 
-@pytest.mark.parametrize("path", ["chosen", "shell"])
+@pytest.mark.parametrize("path", ["on a card", "on a CPU"])
 def test_greedy_tokens_and_choices_are_those_of_transformers(written: Written, path: str) -> None:
-    """By the host's own forward where it keeps a cache, and by ours over its modules, for any host."""
+    """By the host's own forward where it keeps a cache, as cards do; and by ours over its modules."""
     writer, place = written.writer, (len(written.prompt) + COUNT, torch.device("cpu"), torch.float32)
-    shell = functools.partial(language_model.steps, shell_of(writer))
-    steps = {"chosen": writer.steps, "shell": shell}[path]
+    steps = writer.steps
+    if path == "on a card" and hasattr(writer.transformer, "init_kv_cache"):
+        steps = functools.partial(language_model.host_steps, writer.transformer)
     lists = [written.letters[:count] for count in LISTS]
     made = language_model.generate(steps(*place), written.prompt, greedy, (), COUNT)
     assert made.tokens == written.tokens
@@ -134,3 +136,19 @@ def test_text_is_heard_token_by_token(written: Written, monkeypatch: pytest.Monk
 def test_thinking_is_off_by_qwens_own_sign(written: Written) -> None:
     """Also where the host's tokenizer does not know it: then it would be read as plain letters."""
     assert written.prompt[-4:] == NO_THOUGHT
+
+
+def test_a_cpu_converts_no_weight_for_a_token(written: Written) -> None:
+    """Those in bf16 and float32 are multiplied as they are; the host's own forward would make copies."""
+    writer, cpu = written.writer, torch.device("cpu")
+    weights = [p for p in writer.transformer.model.parameters() if p.ndim == 2]
+    stored = weights[0].dtype
+    dtype = writer.dtype(cpu)
+    assert dtype == (torch.float32 if stored == torch.float32 else torch.bfloat16)
+    next_logits = writer.steps(len(written.prompt) + 1, cpu, dtype)
+    next_logits(torch.tensor([written.prompt]))
+    with Peak() as tracker:
+        next_logits(torch.tensor([[written.tokens[0]]]))
+    smallest = min(p.nelement() for p in weights) * dtype.itemsize
+    scores = CONFIG.vocab_size * dtype.itemsize
+    assert (tracker.peak < scores + smallest) == (stored in (torch.float32, torch.bfloat16))

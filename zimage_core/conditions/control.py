@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ControlConfig
+from ..model import operations
 from ..model.attention import Attention
 from ..model.hooks import BlockCall, BlockHook
 from ..model.memo import RunMemo, StepMemo
@@ -49,7 +50,7 @@ class ControlNet(nn.Module):
         config: ControlConfig,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        operations: Any = nn,
+        operations: Any = operations,
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
+from . import operations
 
 NORM_EPS = 1e-6
 
@@ -20,7 +21,7 @@ NORM_EPS = 1e-6
 def _norm(channels: int, groups: int, **where) -> nn.GroupNorm:
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be split into {groups} normalisation groups")
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS, **where)
+    return operations.GroupNorm(groups, channels, eps=NORM_EPS, **where)
 
 
 class ResBlock(nn.Module):
@@ -29,11 +30,11 @@ class ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, groups: int, **where):
         super().__init__()
         self.norm1 = _norm(c_in, groups, **where)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, **where)
+        self.conv1 = operations.Conv2d(c_in, c_out, 3, padding=1, **where)
         self.norm2 = _norm(c_out, groups, **where)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, **where)
+        self.conv2 = operations.Conv2d(c_out, c_out, 3, padding=1, **where)
         if c_in != c_out:
-            self.nin_shortcut = nn.Conv2d(c_in, c_out, 1, **where)
+            self.nin_shortcut = operations.Conv2d(c_in, c_out, 1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -47,10 +48,10 @@ class PixelAttention(nn.Module):
     def __init__(self, channels: int, groups: int, **where):
         super().__init__()
         self.norm = _norm(channels, groups, **where)
-        self.q = nn.Conv2d(channels, channels, 1, **where)
-        self.k = nn.Conv2d(channels, channels, 1, **where)
-        self.v = nn.Conv2d(channels, channels, 1, **where)
-        self.proj_out = nn.Conv2d(channels, channels, 1, **where)
+        self.q = operations.Conv2d(channels, channels, 1, **where)
+        self.k = operations.Conv2d(channels, channels, 1, **where)
+        self.v = operations.Conv2d(channels, channels, 1, **where)
+        self.proj_out = operations.Conv2d(channels, channels, 1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -66,7 +67,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, **where):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, **where)
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **where)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -77,7 +78,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, **where):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, **where)
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -102,7 +103,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         groups = config.norm_groups
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1, **where)
+        self.conv_in = operations.Conv2d(config.in_channels, config.ch, 3, padding=1, **where)
         self.down = nn.ModuleList()
         c_in = config.ch
         for level, c_out in enumerate(widths):
@@ -117,7 +118,7 @@ class Encoder(nn.Module):
             c_in = c_out
         self.mid = _mid(c_in, groups, **where)
         self.norm_out = _norm(c_in, groups, **where)
-        self.conv_out = nn.Conv2d(c_in, 2 * config.z_channels, 3, padding=1, **where)
+        self.conv_out = operations.Conv2d(c_in, 2 * config.z_channels, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
         widths = [config.ch * m for m in config.ch_mult]
         groups = config.norm_groups
         c_in = widths[-1]
-        self.conv_in = nn.Conv2d(config.z_channels, c_in, 3, padding=1, **where)
+        self.conv_in = operations.Conv2d(config.z_channels, c_in, 3, padding=1, **where)
         self.mid = _mid(c_in, groups, **where)
         stages = []
         for level, c_out in reversed(list(enumerate(widths))):
@@ -155,7 +156,7 @@ class Decoder(nn.Module):
             c_in = c_out
         self.up = nn.ModuleList(stages)
         self.norm_out = _norm(c_in, groups, **where)
-        self.conv_out = nn.Conv2d(c_in, config.in_channels, 3, padding=1, **where)
+        self.conv_out = operations.Conv2d(c_in, config.in_channels, 3, padding=1, **where)
 
     def forward(self, z: Tensor) -> Tensor:
         h = _run_mid(self.mid, self.conv_in(z))

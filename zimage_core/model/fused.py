@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import operations
 from .rope import rotate
 from .sequence import ByToken, Factor, Weights, scale_tokens
 
 # How a norm's weight is got as it is used: cast, copied and patched. Who brings other classes adds them. What
 # is not known here, or does more than to multiply by its weight, is called as it is.
 WEIGHT_OF: dict[type, Callable[[nn.Module, Tensor], Tensor | None]] = {
-    nn.RMSNorm: lambda norm, x: norm.weight if type(norm) is nn.RMSNorm else None
+    nn.RMSNorm: lambda norm, x: norm.weight if type(norm) is nn.RMSNorm else None,
+    operations.RMSNorm: lambda norm, x: norm.weight.to(x.dtype),
 }
 READY: set[torch.device] = set()  # where kernels were seen to work
 CLOSE = 2e-5  # relative error of a kernel in float32

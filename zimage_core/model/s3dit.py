@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
-from . import backends
+from . import backends, operations
 from .attention import Attention, fitted
 from .fused import gated, look_for_kernels, scaled, swiglu
 from .hooks import BlockHook, Options
@@ -125,7 +125,7 @@ class S3DiT(nn.Module):
         config: S3DiTConfig,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        operations: Any = nn,
+        operations: Any = operations,
     ) -> None:
         super().__init__()
         self.config, self.dtype, factory = config, dtype, {"device": device, "dtype": dtype}

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Qwen3Config
+from . import operations
+from .arithmetic import compute_dtype
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -36,6 +38,7 @@ class KeyValueCache:
         self, config: Qwen3Config, capacity: int, device: torch.device, dtype: torch.dtype, batch: int = 1
     ) -> None:
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
+        self.dtype, self.device = dtype, device
         self.data = torch.empty(shape, device=device, dtype=dtype)
         self.rotation = [table.to(dtype) for table in half_rotation(capacity, config, device)]
         self.length = 0
@@ -46,12 +49,12 @@ class KeyValueCache:
         return rows * capacity * config.head_dim * dtype.itemsize
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps k and v [B, kv_heads, new, D]; returns those of all tokens so far."""
+        """Keeps k and v [B, kv_heads, new, D]; returns those of all tokens so far, in the type of k and v."""
         end = self.length + k.shape[2]
         keys, values = self.data[layer, :, :, :, :end]
         keys[:, :, self.length :] = k
         values[:, :, self.length :] = v
-        return keys, values
+        return keys.to(k.dtype), values.to(v.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -143,7 +146,7 @@ class Qwen3TextEncoder(nn.Module):
         config: Qwen3Config,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        operations: Any = nn,
+        operations: Any = operations,
         language_model: bool = False,
     ) -> None:
         super().__init__()
@@ -170,26 +173,29 @@ class Qwen3TextEncoder(nn.Module):
     def next_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Scores [B, vocab_size] of the token after input_ids [B, L], which are added to the cache.
 
-        The first call brings all of the prompt, the others what comes next.
+        The first call brings all of the prompt, the others what comes next. One token costs the reading of
+        the weights, on any device, and is computed in the cache's type; a prompt in `compute_dtype` of it.
         """
         length = input_ids.shape[1]
         if cache.length and length > 1:
             raise ValueError(f"{length} tokens after the first {cache.length}: one at a time")
         cos, sin = (table[cache.length : cache.length + length] for table in cache.rotation)
-        x = self.embed(input_ids)
+        several = compute_dtype(cache.dtype, cache.device)
+        x = self.embed(input_ids, several if length > 1 else cache.dtype)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, None, partial(cache.extend, index))
         cache.length += length
-        return self.head(self.model.norm(x[:, -1]))
+        return self.head(self.model.norm(x[:, -1]).to(cache.dtype))
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        return self.model.embed_tokens(input_ids)
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.model.embed_tokens(input_ids).to(dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.model.embed_tokens.weight)
+        return operations.linear(hidden, self.model.embed_tokens.weight)
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None, layers: int) -> Tensor:
-        x = self.embed(input_ids)
+        embedding = self.model.embed_tokens.weight
+        x = self.embed(input_ids, compute_dtype(embedding.dtype, embedding.device))
         length = input_ids.shape[1]
         cos, sin = half_rotation(length, self.config, x.device)
         mask = None

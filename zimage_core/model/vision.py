@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import VisionConfig
+from .arithmetic import compute_dtype
+from .operations import follow_inputs
 
 
 class VisionEncoder(nn.Module):
@@ -35,7 +37,7 @@ class VisionEncoder(nn.Module):
             vision_use_head=False,
         )
         with torch.device(device or "cpu"):
-            model = Siglip2VisionModel(layers).to(dtype)
+            model = follow_inputs(Siglip2VisionModel(layers).to(dtype))
         self.vision_model = getattr(model, "vision_model", model)  # the library had one more shell up to 4.x
 
     def features(self, image: Tensor) -> Tensor:
@@ -58,7 +60,9 @@ class VisionEncoder(nn.Module):
         patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         shapes = torch.tensor([[rows, columns]]).expand(len(image), 2)
         weight = self.vision_model.post_layernorm.weight
-        hidden = self.vision_model(patches.to(weight), None, shapes).last_hidden_state
+        dtype = compute_dtype(weight.dtype, weight.device)
+        self.vision_model.embeddings.to(dtype)  # they take pixels in their own type, and are small
+        hidden = self.vision_model(patches.to(weight.device, dtype), None, shapes).last_hidden_state
         return hidden.unflatten(1, (rows, columns))
 
 

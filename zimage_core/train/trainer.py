@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..model.arithmetic import compute_dtype
 from .optimizer import Muon
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,16 @@ Backward = Callable[[int, torch.Generator], float]
 
 
 class Shards:
-    """Copies of a float32 model, in bf16 unless told otherwise, that share each batch, one thread each.
+    """Copies of a float32 model that share each batch, one thread each.
+
+    They are in bf16 unless told otherwise, or in float32 where a CPU has no arithmetic of bf16.
 
     Two threads that meet once per step lose less on a busy machine than two threads inside every operation.
     """
 
     def __init__(self, model: nn.Module, count: int, dtype: torch.dtype = torch.bfloat16):
         self.model = model
+        dtype = compute_dtype(dtype, next(model.parameters()).device)
         self.copies = [copy.deepcopy(model).to(dtype) for _ in range(count)]
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 

@@ -26,21 +26,21 @@ from ....zimage_core.prompt.writing import NextLogits, Sampling, TextStream, cho
 THINKING = {"<think>": 151667, "</think>": 151668}
 STOPS = ("<|im_end|>", "<|endoftext|>")
 HEADROOM = 256 << 20  # bytes for activations
+EXACT = (torch.float32, torch.float16)  # stored weights to compute in float32 with, where a CPU writes
 
 
 class HostQwen3(Qwen3TextEncoder):
     """Our network over the modules of the host's own: its weights, casts and patches, and no copy of them."""
 
-    def __init__(self, config: Qwen3Config, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, config: Qwen3Config, network: nn.Module) -> None:
         super().__init__(config, device="meta", language_model=True)
         for name, module in list(network.named_modules()):
             if not any(module.children()):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, module)
-        self.compute_dtype = dtype
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        return self.model.embed_tokens(input_ids, out_dtype=self.compute_dtype).to(self.compute_dtype)
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.model.embed_tokens(input_ids, out_dtype=dtype).to(dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
         embedding = self.model.embed_tokens
@@ -150,7 +150,7 @@ class LanguageModel:
     def loaded(self, capacity: int) -> Iterator[tuple[NextLogits, torch.device]]:
         """The model on its device, with room for so many tokens."""
         device = self.clip.patcher.load_device
-        dtype = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+        dtype = self.dtype(device)
         head = self.config.vocab_size * self.config.hidden_size * dtype.itemsize
         needed = KeyValueCache.bytes_needed(self.config, capacity, dtype) + head + HEADROOM
         memory.load_models_gpu([self.clip.patcher], memory_required=needed)
@@ -165,7 +165,14 @@ class LanguageModel:
             layers.prefetch_dynamic_vbars = True
             yield self.steps(capacity, device, dtype), device
 
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Of tokens and of what is kept of them; on a CPU the host converts other weights for each."""
+        if device.type != "cpu":
+            return torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+        stored = self.transformer.model.embed_tokens.weight.dtype
+        return torch.float32 if stored in EXACT else torch.bfloat16
+
     def steps(self, capacity: int, device: torch.device, dtype: torch.dtype) -> NextLogits:
-        if hasattr(self.transformer, "init_kv_cache"):
+        if device.type != "cpu" and hasattr(self.transformer, "init_kv_cache"):
             return host_steps(self.transformer, capacity, device, dtype)
-        return steps(HostQwen3(self.config, self.transformer.model, dtype), capacity, device, dtype)
+        return steps(HostQwen3(self.config, self.transformer.model), capacity, device, dtype)
