@@ -38,7 +38,7 @@ TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 BENCHES = {
     "parity": "distances from diffusers, a float64 forward and ComfyUI's own Z-Image",
     "nano": "what the nano model draws, edits and writes",
-    "speed": "time of a forward and of a written token, beside peers",
+    "speed": "time and memory of every part of a picture and of written text, beside peers",
     "counts": "operators, bytes, FLOPs, and what a run computes once",
     "memory": "what a forward needs and what ComfyUI expects",
     "loading": "what a cold load of a full-size file reads, takes and costs, beside ComfyUI's",
@@ -293,8 +293,10 @@ def bench(options: argparse.Namespace, host: Path) -> int:
 
     stand_in_for_missing_ops()
     arguments = {"plain": options.plain} if options.name == "roofline" else {}
-    rows = importlib.import_module(f"bench.{options.name}").run(**arguments)
-    return 0 if publish(rows, lambda text: print(text, flush=True), options.json) else 1
+    module = importlib.import_module(f"bench.{options.name}")
+    about = module.about() if hasattr(module, "about") else None
+    rows = module.run(**arguments)
+    return 0 if publish(rows, lambda text: print(text, flush=True), options.json, about) else 1
 
 
 def bench_gpu(options: argparse.Namespace, host: Path | None) -> int:

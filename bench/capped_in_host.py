@@ -28,6 +28,7 @@ from bench.peak import Peak  # noqa: E402
 from bench.rows import row  # noqa: E402
 from bench.timing import Call, clock  # noqa: E402
 from tests.host.inside import enter, module_without_nodes  # noqa: E402
+from tests.host.native_network import native_config  # noqa: E402
 
 scale: scales.Scale = getattr(scales, SCALE)
 ON_CARD = scale.device == "cuda"
@@ -35,7 +36,6 @@ enter(HOST, cpu=not ON_CARD)
 import comfy.model_management as management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
-import comfy.supported_models  # noqa: E402
 
 GIGABYTE = 1e9
 WARM_UPS, TIMES = 1, 3
@@ -54,13 +54,7 @@ def our_model() -> nn.Module:
 
 
 def native_model() -> nn.Module:
-    c = scale.config
-    names = {"image_model": "lumina2", "patch_size": c.patch_size, "in_channels": c.in_channels, "dim": c.dim}
-    names |= {"n_layers": c.n_layers, "n_refiner_layers": c.n_refiner_layers, "n_heads": c.n_heads}
-    names |= {"n_kv_heads": c.n_kv_heads, "cap_feat_dim": c.cap_feat_dim, "axes_dims": list(c.axes_dims)}
-    names |= {"axes_lens": [1536, 512, 512], "rope_theta": c.rope_theta, "ffn_dim_multiplier": 8 / 3}
-    names |= {"qk_norm": True, "z_image_modulation": True, "time_scale": c.t_scale}
-    return on_meta(comfy.supported_models.ZImage({**names, "pad_tokens_multiple": c.pad_multiple}))
+    return on_meta(native_config(scale.config))
 
 
 def on_meta(config: Any) -> nn.Module:

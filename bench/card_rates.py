@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from bench import limits
+from bench.forwards import attention, device_name
 from bench.networks import CAPTION
 from bench.rates import LAUNCH, TERA
 from bench.rows import row
 from bench.scale import Scale
-from bench.speed import attention, device_name
 from bench.timing import Call, clock
 
 LAUNCHES = 500

@@ -51,9 +51,9 @@ def rates(scale: Scale, until: float) -> Iterator[dict]:
 
 
 def forwards(scale: Scale, until: float) -> Iterator[dict]:
-    from bench import speed
+    from bench.forwards import forward_rows
 
-    yield from speed.forward_rows(scale, has_host(), until)
+    yield from forward_rows(scale, has_host(), until)
 
 
 def text(scale: Scale, until: float) -> Iterator[dict]:

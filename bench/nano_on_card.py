@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.forwards import device_name
 from bench.rows import row
 from bench.scale import Scale
-from bench.speed import device_name
 from bench.timing import clock
 from zimage_core import ZImagePipeline
 from zimage_core.prompt.template import apply_template

@@ -1,173 +1,232 @@
-"""One forward of ours, the host's NextDiT and diffusers, and text of ours and of transformers.
+"""Every part of a picture, and written text, beside those who do the same: times in turns, and memory.
 
-All have the same weights and run interleaved in one process.
-
-On a GPU the whole 6 B model at 512, 1024 and 2048 pixels; on a CPU full-width slices of it. The limit is the
-same matrix products and attention alone, measured in the same run.
+On a GPU the whole 6 B model; on a CPU full-width slices of it, all in a few minutes. `python -m
+bench.published FILE` makes the table and the chart of docs/performance.md from what --json FILE keeps.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Iterator
+import gc
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from diffusers import AutoencoderKL as PeerAutoencoder
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import ZImagePipeline as PeerPipeline
+from torch import Tensor
+from transformers import Qwen3Model
 
-from bench import generation
-from bench.networks import CAPTION, Run, diffusers_run, inputs, native, native_run, normal_weights, our_run
+from bench import generation, machine, speed_in_host
+from bench.cases import Case
+from bench.forwards import GPU_BARS, device_name, forwards, short
+from bench.networks import CAPTION, inputs, native, normal_weights, our_run
+from bench.paired import measure, rows
 from bench.rows import row
-from bench.scale import CARD, Scale
-from bench.timing import Call, clock, interleaved
-from tests.core.peers import diffusers_of
-from zimage_core import Qwen3Config, S3DiT, S3DiTConfig
+from bench.timing import Call
+from tests.core.peers import diffusers_of, qwen3_config
+from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiTConfig
+from zimage_core.config import SHIFT, TURBO_STEPS, AutoencoderConfig
 from zimage_core.model.memo import RunMemo
+from zimage_core.sampling.schedule import euler_step, flow_sigmas
+from zimage_core.weights import load_autoencoder
 
-# The order in which hosts try attention kernels on cards, from some version between 0.3.75 and 0.33.0 on.
-FLASH_FIRST = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-AS_NEWER_HOSTS = "native, flash first"
-GPU_BARS = {
-    512: {AS_NEWER_HOSTS: "<= 0.70"},
-    1024: {AS_NEWER_HOSTS: "<= 0.77", "diffusers": "<= 0.72"},
-    2048: {AS_NEWER_HOSTS: "<= 0.69"},
-}
-CPU_SLICE = S3DiTConfig(n_layers=2, n_refiner_layers=1)
-CPU_WRITER = Qwen3Config(num_hidden_layers=4)  # under the whole vocabulary
-CPU_SIZE = 256
+BF16, FP32 = torch.bfloat16, torch.float32
 
 
-def best_attention(q: torch.Tensor) -> Call:
-    """The fastest of torch's attention backends here."""
-    candidates = []
-    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
-        attend = attention(q, backend)
-        try:
-            attend()
-            seconds = min(clock(q.device.type, attend) for _ in range(3))
-        except RuntimeError:  # not available for this device or shape
-            continue
-        candidates.append((seconds, attend))
-    return min(candidates, key=lambda pair: pair[0])[1]
+@dataclass(frozen=True)
+class Sizes:
+    """What is run; pixels are those of a side."""
+
+    device: str
+    network: S3DiTConfig
+    pixels: tuple[int, ...]  # of forwards
+    dtypes: tuple[torch.dtype, ...]  # of forwards
+    run_pixels: int  # of eight steps, and of a decoded picture
+    encoder: Qwen3Config
+    writer: Qwen3Config
+    autoencoder: AutoencoderConfig
+    guided: S3DiTConfig
+    guided_pixels: int
+    writer_in_host: Qwen3Config
+    rounds: int = 8
+    slow_rounds: int = 5  # of what takes seconds; enough for an interval
 
 
-def attention(q: torch.Tensor, backend: SDPBackend) -> Call:
-    def attend() -> torch.Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, q, q)
-
-    return attend
-
-
-def limit(config: S3DiTConfig, image: int, device: str, dtype: torch.dtype) -> Call:
-    """The linears and the attention of a forward with its caption kept, and nothing else."""
-    dim, ffn = config.dim, config.ffn_dim
-    stacks = ((config.n_refiner_layers, image), (config.n_layers, image + CAPTION))
-    place = {"device": device, "dtype": dtype}
-    weights = [
-        torch.randn(n, k, **place) / k**0.5 for n, k in ((3 * dim, dim), (dim, dim), (ffn, dim), (ffn, dim))
-    ]
-    down = torch.randn(dim, ffn, **place) / ffn**0.5
-    work = []
-    for layers, tokens in stacks:
-        x, h = torch.randn(1, tokens, dim, **place), torch.randn(1, tokens, ffn, **place)
-        q = torch.randn(1, config.n_heads, tokens, config.head_dim, **place)
-        work.append((layers, x, h, best_attention(q)))
-
-    def run() -> torch.Tensor:
-        for layers, x, h, attend in work:
-            for _ in range(layers):
-                for weight in weights:
-                    F.linear(x, weight)
-                out = F.linear(h, down)
-                attend()
-        return out
-
-    return run
+ON_CARD = Sizes(
+    device="cuda",
+    network=S3DiTConfig(),
+    pixels=(512, 1024, 2048),
+    dtypes=(BF16,),
+    run_pixels=1024,
+    encoder=Qwen3Config(),
+    writer=Qwen3Config(),
+    autoencoder=AutoencoderConfig(),
+    guided=S3DiTConfig(),
+    guided_pixels=1024,
+    writer_in_host=Qwen3Config(),
+)
+ON_CPU = Sizes(
+    device="cpu",
+    network=S3DiTConfig(n_layers=2, n_refiner_layers=1),
+    pixels=(256,),
+    dtypes=(BF16, FP32),
+    run_pixels=256,
+    encoder=Qwen3Config(num_hidden_layers=4),
+    writer=Qwen3Config(num_hidden_layers=4),  # under the whole vocabulary
+    autoencoder=AutoencoderConfig(),
+    guided=S3DiTConfig(dim=1152, n_layers=2, n_refiner_layers=1, n_heads=9),
+    guided_pixels=128,
+    writer_in_host=Qwen3Config(num_hidden_layers=3, vocab_size=16_000),
+)
 
 
-def flash_first(run: Run) -> Run:
-    def attending(sigma: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(FLASH_FIRST, set_priority=True):
-            return run(sigma)
-
-    return attending
+def of_layers(config: S3DiTConfig) -> tuple[int, int]:
+    return config.n_layers, S3DiTConfig().n_layers
 
 
-def forwards(model: S3DiT, pixels: int, device: str, peers: dict[str, nn.Module]) -> dict[str, Call]:
-    given = inputs(model.config, pixels, device, model.dtype)
-    ours = our_run(model, *given, RunMemo())
-    runs = {"ours": ours, "ours again": ours, "ours, nothing kept": our_run(model, *given)}
-    if "native" in peers:
-        runs["native"] = native_run(peers["native"], *given)
-        if device == "cuda":
-            runs[AS_NEWER_HOSTS] = flash_first(runs["native"])
-    runs["diffusers"] = diffusers_run(peers["diffusers"], *given)
-
-    def step(run: Run) -> Call:  # a new sigma each time, as a sampler makes it: modulation is computed anew
-        return lambda: run(torch.full((1,), 0.7, device=device))
-
-    calls = {name: step(run) for name, run in runs.items()}
-    return {**calls, "limit": limit(model.config, (pixels // 16) ** 2, device, model.dtype)}
+def of_36(layers: int) -> tuple[int, int]:
+    return layers, Qwen3Config().num_hidden_layers
 
 
-def compare(label: str, times: dict[str, list[float]], bars: dict[str, str]) -> Iterator[dict]:
-    """A bar for what was not run stays open."""
-    ours = times["ours"]
-    for name, seconds in times.items():
-        yield row(f"{label}: {name}", 1000 * min(seconds), "ms, best")
-    # A run keeps its refined caption. Of a slice that is a larger part than of 34 blocks: see "nothing kept".
-    for name in dict.fromkeys([*times, *bars]):
-        if name == "ours":
-            continue
-        ratio = None
-        if name in times:
-            ratio = statistics.median(a / b for a, b in zip(ours, times[name], strict=True))
-        yield row(f"{label}: ours / {name}", ratio, "x, paired median", bars.get(name), name)
+def text_encoder(sizes: Sizes) -> Iterator[dict]:
+    """As many layers of each; transformers' model has a norm behind them."""
+    layers = sizes.encoder.num_hidden_layers
+    with torch.device(sizes.device):
+        peer = Qwen3Model._from_config(qwen3_config(sizes.encoder), dtype=BF16).eval()
+    ours = Qwen3TextEncoder(replace(sizes.encoder, num_hidden_layers=layers + 1), "meta", BF16)
+    state = {f"model.{name}": value for name, value in peer.state_dict().items()}
+    ours.load_state_dict({name: state[name] for name in ours.state_dict()}, assign=True)
+    ids = torch.randint(1000, (1, CAPTION), device=sizes.device)
+    calls = {"ours": lambda: ours(ids), "transformers": lambda: peer(ids, use_cache=False)}
+    found = measure(calls, sizes.device, sizes.rounds)
+    case = Case("text_encoder", "bf16", tokens=CAPTION, layers=of_36(layers))
+    yield from rows(case, device_name(sizes.device), found, {})
+
+
+def forward(sizes: Sizes) -> Iterator[dict]:
+    for dtype in sizes.dtypes:
+        model = normal_weights(sizes.network, sizes.device, dtype)
+        peers = {"native": native(model, sizes.device), "diffusers": diffusers_of(model)}
+        for pixels in sizes.pixels:
+            found = measure(forwards(model, pixels, sizes.device, peers), sizes.device, sizes.rounds)
+            case = Case("forward", short(dtype), pixels=pixels, layers=of_layers(sizes.network))
+            bars = GPU_BARS.get(pixels, {}) if sizes.device == "cuda" else {}
+            yield from rows(case, device_name(sizes.device), found, bars)
+        del model, peers
+        gc.collect()
+
+
+def eight_steps(sizes: Sizes) -> Iterator[dict]:
+    """The library's loop and diffusers' pipeline, from a given caption to a latent."""
+    model = normal_weights(sizes.network, sizes.device, BF16)
+    pixels, peer = sizes.run_pixels, diffusers_of(model)
+    latent, caption = inputs(model.config, pixels, sizes.device, BF16)
+    noise = torch.randn_like(latent, dtype=FP32)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    pipeline = PeerPipeline(scheduler, None, None, None, peer)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": TURBO_STEPS, "guidance_scale": 0.0, "output_type": "latent"}
+
+    def ours() -> Tensor:
+        x, sigmas = noise, flow_sigmas(TURBO_STEPS, SHIFT).tolist()
+        memo = RunMemo()
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            run = our_run(model, x.to(BF16), caption, memo)
+            x = euler_step(x, run(torch.full((1,), sigma, device=sizes.device)), sigma, following)
+        return x
+
+    def theirs() -> Tensor:
+        return pipeline(
+            height=pixels, width=pixels, latents=noise.clone(), prompt_embeds=[caption[0]], **options
+        ).images
+
+    found = measure({"ours": ours, "diffusers": theirs}, sizes.device, sizes.slow_rounds)
+    case = Case("eight_steps", "bf16", pixels=pixels, layers=of_layers(sizes.network))
+    yield from rows(case, device_name(sizes.device), found, {})
+
+
+def vae_decode(sizes: Sizes) -> Iterator[dict]:
+    dtype = BF16 if sizes.device == "cuda" else FP32  # as files have it, and as hosts compute on a CPU
+    c, place = sizes.autoencoder, {"device": sizes.device, "dtype": dtype}
+    with torch.device(sizes.device):
+        peer = PeerAutoencoder(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=[c.ch * m for m in c.ch_mult], layers_per_block=c.num_res_blocks,
+            latent_channels=c.z_channels, norm_num_groups=c.norm_groups, use_quant_conv=False,
+            use_post_quant_conv=False,
+        ).to(dtype).eval()  # fmt: skip
+    ours = load_autoencoder(peer.state_dict(), device=sizes.device)
+    side = sizes.run_pixels // c.downscale
+    latent = torch.randn(1, c.z_channels, side, side, **place)
+    theirs = speed_in_host.vae(ours)
+    calls = {
+        "ours": lambda: ours.decode(latent),
+        "native": lambda: theirs.decode(latent),
+        "diffusers": lambda: peer.decode(latent).sample,
+    }
+    found = measure(calls, sizes.device, sizes.slow_rounds)
+    case = Case("vae_decode", short(dtype), pixels=sizes.run_pixels)
+    yield from rows(case, device_name(sizes.device), found, {})
+
+
+def sampler_in_host(sizes: Sizes) -> Iterator[dict]:
+    """Eight steps of KSampler: one file, loaded by our loader and by the host's, in the types they choose."""
+    calls = speed_in_host.eight_steps(sizes.network, sizes.run_pixels)
+    case = Case("sampler_in_host", "bf16", pixels=sizes.run_pixels, layers=of_layers(sizes.network))
+    yield from in_host(case, sizes, calls)
+
+
+def guided_in_host(sizes: Sizes) -> Iterator[dict]:
+    config, pixels = sizes.guided, sizes.guided_pixels
+    case = Case("guided_in_host", "bf16", pixels=pixels, dim=config.dim, layers=of_layers(config))
+    yield from in_host(case, sizes, speed_in_host.guided(config, pixels))
+
+
+def in_host(case: Case, sizes: Sizes, calls: dict[str, Call]) -> Iterator[dict]:
+    """With the two bars of a whole run: neither the median nor the interval says that ours is slower."""
+    found = measure(calls, sizes.device, sizes.slow_rounds)
+    for fact in rows(case, device_name(sizes.device), found, {"native": "<= 1.03"}):
+        yield fact
+        if fact.get("low") is not None:
+            yield row(f"{fact['name']}, interval's lower end", fact["low"], "x", "<= 1.00", "native")
+
+
+def writing(sizes: Sizes) -> Iterator[dict]:
+    yield from generation.rows(sizes.writer, sizes.device)
+
+
+def writing_in_host(sizes: Sizes) -> Iterator[dict]:
+    layers = of_36(sizes.writer_in_host.num_hidden_layers)
+    case = Case("writing_in_host", "bf16", tokens=speed_in_host.WRITTEN, layers=layers)
+    found = measure(speed_in_host.writing(sizes.writer_in_host), sizes.device, sizes.slow_rounds)
+    yield from rows(case, device_name(sizes.device), found, {"native": "<= 1.0"})
+
+
+CASES: dict[str, Callable[[Sizes], Iterator[dict]]] = {
+    case.__name__: case
+    for case in (
+        text_encoder, forward, eight_steps, vae_decode, sampler_in_host, guided_in_host, writing,
+        writing_in_host,
+    )
+}  # fmt: skip
+
+
+def about() -> dict:
+    return machine.about("python dev.py bench speed")
 
 
 @torch.no_grad()
-def forward_rows(scale: Scale, host: bool, until: float = math.inf) -> Iterator[dict]:
-    """All networks at all sizes. host: whether there is one at COMFYUI_PATH."""
-    model = normal_weights(scale.config, scale.device, scale.dtype)
-    peers = {"diffusers": diffusers_of(model)}
-    if host:
-        peers["native"] = native(model, scale.device)
-    for size in scale.sizes:
-        calls = forwards(model, size, scale.device, peers)
-        times = interleaved(calls, scale.device, scale.rounds, until)
-        dtype = str(scale.dtype).removeprefix("torch.")
-        label = f"{device_name(scale.device)}, {dtype}, {size}x{size}"
-        yield from compare(label, times, GPU_BARS.get(size, {}))
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
-
-
-@torch.no_grad()
-def on_a_cpu() -> Iterator[dict]:
-    for dtype in (torch.bfloat16, torch.float32):
-        model = normal_weights(CPU_SLICE, "cpu", dtype)
-        peers = {"native": native(model, "cpu"), "diffusers": diffusers_of(model)}
-        label = f"CPU, {str(dtype).removeprefix('torch.')}, 2 of 30 layers, {CPU_SIZE}x{CPU_SIZE}"
-        yield from compare(label, interleaved(forwards(model, CPU_SIZE, "cpu", peers), "cpu", 7), {})
-    for size, bars in GPU_BARS.items():
-        for name, bar in bars.items():
-            yield row(f"GPU, bf16, {size}x{size}: ours / {name}", None, "x", bar, name)
-
-
-def run() -> Iterator[dict]:
-    if torch.cuda.is_available():
-        yield from forward_rows(CARD, host=True)
-        yield from generation.rows(CARD.writer, "cuda")
-    else:
-        yield from generation.rows(CPU_WRITER, "cpu")
-        yield from on_a_cpu()
+def run(sizes: Sizes | None = None) -> Iterator[dict]:
+    sizes = sizes or (ON_CARD if torch.cuda.is_available() else ON_CPU)
+    speed_in_host.enter_host(os.environ["COMFYUI_PATH"], sizes.device)
+    for case in CASES.values():
+        yield from case(sizes)
+        gc.collect()
+        if sizes.device == "cuda":
+            torch.cuda.empty_cache()
+    if sizes.device != "cuda":
+        for pixels, bars in GPU_BARS.items():
+            for name, bar in bars.items():
+                yield row(f"GPU, bf16, {pixels}x{pixels}: ours / {name}", None, "x", bar, name)

@@ -22,8 +22,10 @@ def shown(row: dict) -> str:
     return line({**row, "value": number, "bar": row["bar"] or "-", "verdict": verdict})
 
 
-def publish(rows: Iterable[dict], show: Callable[[str], None], path: Path | None = None) -> bool:
-    """Whether no row failed to hold."""
+def publish(
+    rows: Iterable[dict], show: Callable[[str], None], path: Path | None = None, about: dict | None = None
+) -> bool:
+    """Whether no row failed to hold. about: what the file says beside the rows."""
     show(line({name: name for name in COLUMNS}))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,5 +34,6 @@ def publish(rows: Iterable[dict], show: Callable[[str], None], path: Path | None
         show(shown(row))
         found.append(row)
         if path:
-            path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            kept = found if about is None else {**about, "rows": found}
+            path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return all(row["holds"] is not False for row in found)

@@ -1,4 +1,4 @@
-"""Time of calls on a card or a CPU, one after the other and interleaved."""
+"""Time of calls on a card or a CPU, one after the other and in turns."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ def clock(device: str, call: Call) -> float:
     return time.perf_counter() - begun
 
 
-def interleaved(
-    calls: dict[str, Call], device: str, rounds: int, until: float = math.inf
+def turns(
+    calls: dict[str, Call],
+    device: str,
+    rounds: int,
+    until: float = math.inf,
+    after: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each call in every round. A round runs all, in an order that turns from round to round.
 
-    until: a time of time.monotonic after which no further round begins.
+    until: a time of time.monotonic after which no further round begins. after: called after each round.
     """
-    for call in calls.values():
-        call()
     names, times = list(calls), {name: [] for name in calls}
     for i in range(rounds):
         if i >= LEAST and time.monotonic() > until:
             break
         for name in names[i % len(names) :] + names[: i % len(names)]:
             times[name].append(clock(device, calls[name]))
+        after()
     return times

@@ -7,6 +7,19 @@ from typing import Any
 from zimage_core import S3DiTConfig
 
 
+def native_config(config: S3DiTConfig) -> Any:
+    """The host's Z-Image configuration of these sizes; its own loader knows no others than the real ones."""
+    import comfy.supported_models
+
+    c = config
+    names = {"image_model": "lumina2", "patch_size": c.patch_size, "in_channels": c.in_channels, "dim": c.dim}
+    names |= {"n_layers": c.n_layers, "n_refiner_layers": c.n_refiner_layers, "n_heads": c.n_heads}
+    names |= {"n_kv_heads": c.n_kv_heads, "cap_feat_dim": c.cap_feat_dim, "axes_dims": list(c.axes_dims)}
+    names |= {"axes_lens": [1536, 512, 512], "rope_theta": c.rope_theta, "ffn_dim_multiplier": 8 / 3}
+    names |= {"qk_norm": True, "z_image_modulation": True, "time_scale": c.t_scale}
+    return comfy.supported_models.ZImage({**names, "pad_tokens_multiple": c.pad_multiple})
+
+
 def native_network(config: S3DiTConfig, **place: Any) -> Any:
     """A NextDiT with empty weights; place: dtype and device."""
     import comfy.ops
