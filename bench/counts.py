@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 
 import torch
+from transformers import DynamicCache, Qwen3ForCausalLM
 
 from bench import limits
 from bench.operators import Operator, Operators, called_by
 from bench.rows import row
-from tests.core.peers import diffusers_of, diffusers_velocity
+from tests.core.peers import diffusers_of, diffusers_velocity, qwen3_config
 from tests.core.random_models import TINY, random_inputs, random_s3dit
-from zimage_core import S3DiT, S3DiTConfig
+from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
 from zimage_core.model.sequence import Captions
+from zimage_core.model.text_encoder import KeyValueCache
 
 MODEL = S3DiTConfig(dim=1152, n_layers=2, n_refiner_layers=1, n_heads=9, cap_feat_dim=320)
+CACHE_NAMES = ("cache", "past_key_values")  # in newer and older versions of transformers
+WRITER = Qwen3Config(
+    vocab_size=900, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2,
+)  # fmt: skip
 
 
 def written(calls: list[Operator]) -> int:
@@ -67,6 +75,30 @@ def run_rows() -> list[dict]:
     ]
 
 
+def token_rows() -> list[dict]:
+    """A written token after a prompt."""
+    peer = Qwen3ForCausalLM(qwen3_config(WRITER)).bfloat16().eval()
+    model = Qwen3TextEncoder(WRITER, "meta", torch.bfloat16, language_model=True)
+    state = peer.state_dict()
+    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+    prompt, token = torch.arange(64)[None], torch.zeros(1, 1, dtype=torch.int64)
+    kept = KeyValueCache(WRITER, 65, torch.device("cpu"), torch.bfloat16)
+    names = [name for name in inspect.signature(peer.forward).parameters if name in CACHE_NAMES]
+    theirs_kept = {(names or CACHE_NAMES)[0]: DynamicCache(config=peer.config)}
+    model.next_logits(prompt, kept)
+    peer(prompt, **theirs_kept)
+    with Operators() as ours:
+        model.next_logits(token, kept)
+    with Operators() as theirs:
+        peer(token, **theirs_kept)
+    bytes_written = written(ours.calls) / written(theirs.calls)
+    label = f"bf16 token, {WRITER.num_hidden_layers} layers"
+    return [
+        row(f"{label}: operators", len(ours.calls) / len(theirs.calls), "x", "<= 1.0", "transformers"),
+        row(f"{label}: bytes written", bytes_written, "x", "<= 0.5", "transformers"),
+    ]
+
+
 @torch.no_grad()
 def run() -> list[dict]:
-    return [*forward_rows(), *run_rows()]
+    return [*forward_rows(), *token_rows(), *run_rows()]

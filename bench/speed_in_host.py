@@ -56,7 +56,9 @@ def models(config: S3DiTConfig, folder: Path) -> dict[str, Any]:
     import comfy.sd
 
     path = folder / "model.safetensors"
-    state = normal_weights(config, "cpu", torch.bfloat16).state_dict()
+    where = "cuda" if torch.cuda.is_available() else "cpu"  # where random numbers are quick
+    made = normal_weights(config, where, torch.bfloat16).state_dict()
+    state = {name: value.cpu() for name, value in made.items()}
     save_file(state, path)
     ours = inside.extension_module("nodes.host.loading.model").load_patcher(path)
     if config.dim == S3DiTConfig().dim:
