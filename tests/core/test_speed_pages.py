@@ -72,9 +72,7 @@ def test_others_at_work_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr("os.sysconf", lambda name: 100)
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     own = iter([SimpleNamespace(user=1.0, system=1.0), SimpleNamespace(user=5.0, system=2.0)])
-    monkeypatch.setattr(
-        "os.times", lambda: type("T", (), dict(zip(("user", "system"), next(own), strict=True)))
-    )
+    monkeypatch.setattr("os.times", lambda: next(own))
     stat.write_text("cpu  1000 0 500 99999 700 0 0 0 0 0\ncpu0 1 2 3\n")
     others = Others()
     stat.write_text("cpu  1700 0 600 99999 900 0 0 200 0 0\ncpu0 1 2 3\n")
