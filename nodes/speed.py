@@ -26,9 +26,9 @@ class ZImageSpeed(io.ComfyNode):
                     options=list(MODES),
                     default="auto",
                     tooltip="auto: what changes pictures by rounding at most. exact: the same to the bit, by "
-                    "CUDA graphs alone. compiled: torch.compile, a minute at the first run. 8-bit: the card's "
-                    "8-bit units, half the memory; a step is 2 % (int8) or 5 % (fp8) off. cache: for Base with "
-                    "16 steps and more, six of ten are computed; details differ.",
+                    "CUDA graphs alone. compiled: torch.compile, a minute at the first run. 8-bit: the "
+                    "card's 8-bit units, half the memory; a step is 2 % (int8) or 5 % (fp8) off. cache: for "
+                    "Base with 16 steps and more, six of ten are computed; details differ.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For any sampler.")],

@@ -50,6 +50,7 @@ HEIGHTS = {  # pixels, enough for what the node shows when it has run
     "ZImageSaveImage": 560,
     "ZImageSaveQuantized": 200,
     "ZImageSheet": 130,
+    "ZImageSpeed": 150,
     "ZImageStyle": 300,
     "ZImageTextEncode": 400,
     "ZImageTextEncoderLoader": 110,
