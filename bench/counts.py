@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from transformers import DynamicCache, Qwen3ForCausalLM
@@ -14,6 +15,7 @@ from bench.rows import row
 from tests.core.peers import diffusers_of, diffusers_velocity, qwen3_config
 from tests.core.random_models import TINY, random_inputs, random_s3dit
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
+from zimage_core.conditions.packed import Packed
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
 from zimage_core.model.sequence import Captions
@@ -54,6 +56,23 @@ def forward_rows() -> list[dict]:
         row(f"{label}: bytes written", bytes_written, "x", "<= 1.05", "diffusers"),
         row(f"{label}: FLOPs", flops / expected, "x", "<= 1.02", "the formula"),
     ]
+
+
+def guided_rows() -> list[dict]:
+    """A guided step with captions of two lengths, when all that a run keeps is there."""
+    model = random_s3dit(replace(TINY, n_layers=10), 1)
+    x, sigma, caption = random_inputs(TINY, 1, size=(16, 16), length=40)
+    conditions, called = [Prompt(Captions.whole(c)) for c in (caption, caption[:, :7])], []
+    for passes in (conditions, [Packed(conditions)]):
+        memo = RunMemo()
+        for step in range(2):
+            timesteps = sigma - 0.1 * step
+            with Operators() as operators:
+                for condition in passes:
+                    model(x, timesteps, condition=condition, memo=memo)
+        called.append(len(operators.calls))
+    apart, together = called
+    return [row("operators of a guided step, packed", together / apart, "x", "<= 0.55", "two passes")]
 
 
 def run_rows() -> list[dict]:
@@ -101,4 +120,4 @@ def token_rows() -> list[dict]:
 
 @torch.no_grad()
 def run() -> list[dict]:
-    return [*forward_rows(), *token_rows(), *run_rows()]
+    return [*forward_rows(), *token_rows(), *guided_rows(), *run_rows()]

@@ -18,6 +18,7 @@ from .acceleration.small_card import SmallCard, count_tokens
 from .acceleration.step_cache import StepCache
 from .acceleration.tiles import bytes_for
 from .conditions.control import Control
+from .conditions.packed import in_one_pass, velocities
 from .conditions.reference_image import prepare_reference
 from .conditions.references import References
 from .conditions.regions import Region, Regions
@@ -119,6 +120,7 @@ class ZImagePipeline:
 
         vram: bytes, or a text such as "6GB", of what is free on the card. The parts take turns there; blocks
         that do not fit stay in the computer's memory and are copied while the one before them computes.
+        Where the two sides of guidance do not fit at once they go one after the other: near, not to the bit.
         What the vision encoder and control networks need comes whole. Where a picture needs it, the
         autoencoder decodes in tiles, which is near to the whole and not equal to it; the log says so.
         Raises ValueError for a size that is none; a call raises it where the picture is too large for it.
@@ -305,13 +307,17 @@ class ZImagePipeline:
         """Euler steps from noise x down the sigmas."""
         dtype, memo = self._computes_in(self.transformer), RunMemo()
         hooks: Sequence[BlockHook] = controls
+        network, sides = self.transformer, [positive, negative] if guidance.scale > 0 else [positive]
+        alone, both = (in_one_pass(each, network, memo) for each in ([positive], sides))
 
-        def velocity(condition: Condition) -> Tensor:
-            return self.transformer(x.to(dtype), timesteps, condition=condition, hooks=hooks, memo=memo)
+        def predicted() -> Tensor:
+            guided = guidance.active(sigma)
+            given = {"hooks": hooks, "memo": memo}
+            found = velocities(both if guided else alone, network, x.to(dtype), timesteps, **given)
+            return guidance.combine(*found.chunk(2)) if guided else found
 
-        def guided() -> Tensor:
-            v = velocity(positive)
-            return guidance.combine(v, velocity(negative)) if guidance.active(sigma) else v
+        def tokens() -> int:
+            return max(count_tokens(each, network, x) for each in [*alone, *both])
 
         if cache:
             log.info(cache.report)
@@ -319,11 +325,12 @@ class ZImagePipeline:
             if self.card:
                 for control in controls:
                     turns.enter_context(self.card.whole(control.network))
-                tokens = max(count_tokens(each, self.transformer, x) for each in (positive, negative))
-                hooks = (*turns.enter_context(self.card.transformer(self.transformer, tokens)), *controls)
+                if not self.card.fits(network, tokens()):  # one after the other, then
+                    both = [*alone, *in_one_pass(sides[1:], network, memo)]
+                hooks = (*turns.enter_context(self.card.transformer(network, tokens())), *controls)
             for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-                v = cache.velocity(guided) if cache else guided()
+                v = cache.velocity(predicted) if cache else predicted()
                 x = euler_step(x, v, sigma, sigma_next)
                 if callback is not None:
                     callback(step + 1, len(sigmas) - 1, x)

@@ -12,7 +12,9 @@ from tests.core.random_models import TINY, random_inputs, random_s3dit
 from tests.core.recorder import capture
 from zimage_core import S3DiT
 from zimage_core.acceleration.graphs import Graphs
+from zimage_core.conditions.packed import Packed
 from zimage_core.conditions.references import References
+from zimage_core.conditions.regions import Region, Regions
 from zimage_core.model.hooks import BlockHook
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
@@ -60,6 +62,24 @@ def test_another_size_or_length_is_another_graph() -> None:
     assert all(pair.same(*given[2]) for _ in range(2))  # in the place of the one used longest ago
     assert len(pair.graphs.kept) == 2 and pair.graphs.replays == 5
     assert pair.same(*given[0]) and pair.graphs.replays == 5
+
+
+def test_packed_prompts_are_recorded_by_their_lengths() -> None:
+    """Those of 64 + 64 and 96 + 32 tokens are tensors of the same sizes, and not the same step."""
+    pair = Pair()
+    x, _, _ = inputs(1, size=(16, 16))
+    packed = [
+        Packed([inputs(seed, length=length)[2] for seed, length in enumerate(lengths)])
+        for lengths in ((60, 40), (70, 9), (41, 64))
+    ]
+    for step in range(4):
+        sigma = torch.tensor([1 - step / 5])
+        assert all(pair.same(x + step, sigma, each) for each in packed)
+    assert len(pair.graphs.kept) == 2 and pair.graphs.replays == 12 - 2
+    region = Region(Captions.whole(torch.ones(1, 9, TINY.cap_feat_dim)), torch.ones(1, 4, 4))
+    regional = Packed([Regions(packed[0].conditions[0], [region]), packed[0].conditions[1]])
+    assert all(pair.same(x, torch.ones(1), regional) for _ in range(3))
+    assert "regions" in pair.graphs.reason and pair.graphs.replays == 12 - 2
 
 
 def test_weights_that_moved_are_recorded_anew() -> None:

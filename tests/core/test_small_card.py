@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from tests.core.peers import diffusers_of
-from tests.core.random_models import random_s3dit, randomise
+from tests.core.random_models import random_s3dit, randomise, relative
 from tests.core.small_diffusers import small_parts
 from zimage_core import S3DiTConfig, ZImagePipeline
 from zimage_core.acceleration import streaming
-from zimage_core.acceleration.small_card import SmallCard, all_of
-from zimage_core.acceleration.streaming import bytes_of
+from zimage_core.acceleration.small_card import SmallCard, activations_of, all_of, count_tokens
+from zimage_core.acceleration.streaming import RUN_STACKS, STEP_STACKS, blocks_of, bytes_of
 from zimage_core.conditions.control import Control, ControlNet
 from zimage_core.config import ControlConfig
+from zimage_core.model.s3dit import Prompt
 
 DIT = S3DiTConfig(dim=256, n_layers=6, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)
 SIZE = {"height": 64, "width": 48, "num_inference_steps": 3}
@@ -96,6 +97,29 @@ def test_a_control_has_its_room(pipe: ZImagePipeline) -> None:
     expected = picture(pipe, controls=controls)
     pipe.enable_streaming(int(0.5 * weight_bytes(pipe)) + 2 * bytes_of(all_of(controls[0].network)), "cpu")
     assert torch.equal(picture(pipe, controls=controls), expected)
+
+
+def test_the_sides_of_guidance_one_after_the_other_where_both_do_not_fit(pipe: ZImagePipeline) -> None:
+    call = {"guidance_scale": 3.0, "negative_prompt": "blurry", "height": 256, "width": 256}
+    seen, network = [], pipe.transformer
+    network.final_layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+
+    def latents() -> Tensor:
+        generator = torch.Generator().manual_seed(4)
+        return pipe("a red fox", generator=generator, output_type="latent", **{**SIZE, **call}).images
+
+    expected = latents()
+    captions = [Prompt(pipe.encode_prompts([text])) for text in ("a red fox", "blurry")]
+    x = torch.zeros(1, 16, 32, 32)
+    one = max(count_tokens(each, network, x) for each in captions)
+    blocks = blocks_of(network, (*STEP_STACKS, *RUN_STACKS)).values()
+    least = bytes_of(all_of(network)) - sum(map(bytes_of, blocks)) + 2 * max(map(bytes_of, blocks))
+    for room, passes in ((1.1, [256] * 6), (2.1, [2 * 256] * 3)):
+        seen.clear()
+        pipe.enable_streaming(int(least + room * activations_of(network, one)), "cpu")
+        assert relative(latents(), expected) <= 1e-5
+        assert seen == passes
+    assert torch.equal(latents(), expected)
 
 
 def test_what_cannot_fit_is_said_with_numbers_and_leaves_all_in_place(pipe: ZImagePipeline) -> None:

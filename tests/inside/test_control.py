@@ -25,7 +25,7 @@ from tests.host.inside import extension_module
 from tests.host.packs import small_native
 from tests.host.server import TEST_PACKS
 from tests.host.weight_files import fp8
-from tests.inside.sampling import SEED, SIZE, from_file, noise_of, prompts, sampled
+from tests.inside.sampling import SEED, SIZE, count_calls, from_file, noise_of, prompts, sampled
 from zimage_core.conditions.control import Control, ControlNet, control_latent
 from zimage_core.config import ControlConfig
 from zimage_core.weights import load_control
@@ -166,6 +166,19 @@ def test_every_version_is_what_the_library_makes_of_it(model, steered, files, ve
 def test_quantised_files_stand_for_their_weights(model, steered, files, name: str) -> None:
     made = host_velocity(steered(model(), name))
     assert relative(made, library_velocity(files / f"{name}.safetensors")) <= CLOSE
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_one_call_for_prompts_of_different_lengths(model, steered, version: str) -> None:
+    """They pad to 96 and 32; a wrapper has the host call for each by itself."""
+    (long,) = prompts(matrix.CAPTION, 70)
+    together, apart = (steered(model(), version, image=PICTURES) for _ in range(2))
+    calls, seen = count_calls(apart), []
+    handle = together.model.diffusion_model.register_forward_hook(lambda *_: seen.append(1))
+    made = sampled(together, long, NEGATIVE, cfg=3.0, noise=noise_of(batch=2))
+    handle.remove()
+    assert relative(made, sampled(apart, long, NEGATIVE, cfg=3.0, noise=noise_of(batch=2))) <= CLOSE
+    assert (len(seen), calls) == (2, {1: 4})
 
 
 def test_each_sample_of_a_guided_batch_has_its_own_picture(model, steered) -> None:

@@ -38,7 +38,7 @@ def tensors_of(prepared: Prepared) -> list[Tensor]:
     found = []
     for field in fields(prepared):
         value = getattr(prepared, field.name)
-        found += [t for t in (value[:2] if isinstance(value, Span) else (value,)) if t is not None]
+        found += [t for t in (value[:2] if isinstance(value, Span) else (value,)) if isinstance(t, Tensor)]
     return found
 
 
@@ -46,7 +46,7 @@ def copied(prepared: Prepared) -> Prepared:
     def copy(value: Any) -> Any:
         if isinstance(value, Span):
             return value._replace(freqs=value.freqs.clone(), bias=copy(value.bias))
-        return None if value is None else value.clone()
+        return value.clone() if isinstance(value, Tensor) else value
 
     return replace(
         prepared, **{field.name: copy(getattr(prepared, field.name)) for field in fields(prepared)}
@@ -110,7 +110,7 @@ class Graphs:
         if self.reason:
             return None
         sizes = tuple((t.shape, t.dtype) for t in (x, timesteps, *tensors_of(prepared)))
-        key = (id(model), x.device, sizes, tuple(type(hook) for hook in hooks))
+        key = (id(model), x.device, sizes, prepared.layout, tuple(type(hook) for hook in hooks))
         weights = pointers(model)
         graph = self.kept.get(key)
         if graph is not None and graph.weights != weights:  # changed, patched or moved
@@ -134,6 +134,8 @@ class Graphs:
             return "gradients are asked for"
         if prepared.clean is not None:
             return "there are reference images"
+        if prepared.layout is None:
+            return "prompts for regions are packed"
         for hook in hooks:
             if not hook.capturable:
                 return f"{type(hook).__name__} changes what a step does"

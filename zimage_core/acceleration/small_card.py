@@ -112,14 +112,19 @@ class SmallCard:
         """Bytes that are not taken by parts whose turn it is."""
         return self.budget - sum(stay.bytes + stay.used for stay in self.stays.values() if stay.used)
 
+    def fits(self, model: nn.Module, tokens: int) -> bool:
+        """Whether forwards of an S3DiT with so many tokens can be run."""
+        blocks = blocks_of(model, (*STEP_STACKS, *RUN_STACKS)).values()
+        small = bytes_of(all_of(model)) - sum(map(bytes_of, blocks))
+        return small + 2 * max(map(bytes_of, blocks)) + activations_of(model, tokens) <= self.left
+
     @contextmanager
     def transformer(self, model: nn.Module, tokens: int) -> Iterator[Sequence[BlockHook]]:
         """Gives the hooks that its forwards need. tokens: of all samples of a batch, captions included."""
         steps, runs = (blocks_of(model, stacks) for stacks in (STEP_STACKS, RUN_STACKS))
         streamable = [weight for weights in (steps | runs).values() for weight in weights]
         small = bytes_of(all_of(model)) - bytes_of(streamable)
-        weight = model.x_pad_token
-        activations = PER_TOKEN * tokens * weight.shape[-1] * weight.element_size()
+        activations = activations_of(model, tokens)
         sizes = {key: bytes_of(weights) for key, weights in (steps | runs).items()}
         room = self.left - small - activations
         resident: Collection[Key] = set(sizes)
@@ -221,8 +226,17 @@ def all_of(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
+def activations_of(model: S3DiT, tokens: int) -> int:
+    """Bytes that a forward of so many tokens computes with."""
+    weight = model.x_pad_token
+    return PER_TOKEN * tokens * weight.shape[-1] * weight.element_size()
+
+
 def count_tokens(condition: Condition, model: S3DiT, x: Tensor) -> int:
     """Of a forward of latents x with all its samples; near enough where there are references."""
+    if packed := getattr(condition, "conditions", ()):
+        latents = x[:1] if condition.apart else x
+        return sum(count_tokens(each, model, latents) for each in packed)
     prompt = getattr(condition, "prompt", condition)
     captions = [prompt.captions, *(region.captions for region in getattr(condition, "regions", ()))]
     images = [x, *getattr(condition, "latents", ())]

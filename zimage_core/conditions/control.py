@@ -116,7 +116,7 @@ class Control(BlockHook):
 
         tokens = memo.once((self, x.shape, x.dtype, x.device), embed)
         blocks = self.scales.once(time.embedding, (), lambda: self.network.modulated(time.embedding))
-        return ControlPath(self, hinted, tokens, blocks, prepared.text)
+        return ControlPath(self, hinted, prepared.beside(tokens), blocks, prepared.join)
 
     def _check(self, model: S3DiT, x: Tensor) -> None:
         channels, height, width = self.network.config.channels, *x.shape[-2:]
@@ -140,7 +140,7 @@ class ControlPath(BlockHook):
         hinted: Sequence[int],
         tokens: Tensor,
         blocks: tuple[Blocks, Blocks],
-        text: Tensor,
+        join: Callable[[Tensor], Tensor],
     ) -> None:
         refiner, self.layers = blocks
         routing = control.network.config.routing
@@ -148,7 +148,7 @@ class ControlPath(BlockHook):
         self.alone = refiner if routing == "tokens" else []
         self.beside = {"refiner": refiner, "layers": self.layers}.get(routing, [])
         self.hinted = {layer: block for block, layer in enumerate(hinted)}
-        self.strength, self.tokens, self.text = control.strength, tokens, text
+        self.strength, self.tokens, self.join = control.strength, tokens, join
         self.refined = 0  # how many of `beside` have run in the noise refiner
         self.spans: dict[str, Span] = {}
 
@@ -159,8 +159,7 @@ class ControlPath(BlockHook):
         elif stack == "layers":
             for block in self.alone:
                 self._run(*block, "noise_refiner")
-            tokens = torch.cat((self.text, self.tokens), dim=1)
-            self.tokens = self.layers[0][0].before_proj(tokens) + hidden
+            self.tokens = self.layers[0][0].before_proj(self.join(self.tokens)) + hidden
         return hidden, span
 
     def block(self, stack: str, index: int, call: BlockCall, hidden: Tensor, span: Span) -> Tensor:

@@ -215,7 +215,7 @@ class S3DiT(nn.Module):
 
         # Nested on purpose: a local name would keep [B, S, D] alive during the layers.
         hidden = self.run("layers", prepared.join(image()), prepared.joint, time.layers, hooks)
-        patches = self.final_layer(prepared.picture(hidden)[:, : rows * columns], time.final)
+        patches = prepared.by_latent(self.final_layer(prepared.picture(hidden, rows * columns), time.final))
         velocity = self.unpatchify(patches, rows, columns)[..., : x.shape[-2], : x.shape[-1]]
         return -velocity  # patches predict clean - noise
 

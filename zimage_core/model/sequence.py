@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -91,6 +91,15 @@ class Captions:
             raise ValueError(f"{len(self.lengths)} captions for {batch} latents")
         return replace(self, features=self.features.expand(batch, -1, -1), lengths=self.lengths * batch)
 
+    def split(self, count: int) -> list[Captions]:
+        """As many batches of equal size, each as long as its longest."""
+        size = len(self.lengths) // count
+        made = []
+        for start in range(0, size * count, size):
+            lengths = self.lengths[start : start + size]
+            made.append(Captions(self.features[start : start + size, : max(lengths)], lengths))
+        return made
+
     @property
     def mask(self) -> Tensor:
         """bool [B, L]."""
@@ -117,6 +126,11 @@ class Prepared:
     references: Tensor | None = None  # [B, R, D] embedded, to be refined together with the image
 
     @property
+    def layout(self) -> Hashable:
+        """What a step goes by beside the sizes of these tensors; None where a graph must not record it."""
+        return ()
+
+    @property
     def start(self) -> int:
         """How many tokens come before the image's."""
         parts = (self.clean, self.references, self.text)
@@ -133,9 +147,13 @@ class Prepared:
         count = self.references.shape[1]
         return torch.cat((self.clean, image[:, :count], self.text, image[:, count:]), dim=1)
 
-    def picture(self, hidden: Tensor) -> Tensor:
-        """The image's tokens of `join`."""
-        return hidden[:, self.start :]
+    def picture(self, hidden: Tensor, count: int) -> Tensor:
+        """The image's tokens of `join`, but for those behind the first `count`, which are padding."""
+        return hidden[:, self.start : self.start + count]
+
+    def by_latent(self, patches: Tensor) -> Tensor:
+        """What is made of each token of `picture` -> [latents, count, ...]."""
+        return patches
 
 
 class ByToken(NamedTuple):

@@ -1,7 +1,7 @@
 """What a conditioning brings to the model: its caption, how long that is, and the memo of the run.
 
-The host runs conditionings in one batch when all their parts say that they can be joined. Its own Z-Image
-never joins captions of different lengths; ours knows each sample's length, so that it can.
+The host runs conditionings in one batch when all their parts say that they can be joined, and the memory is
+enough. Its own Z-Image never joins captions of different lengths; ours knows each sample's length.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....zimage_core.model.memo import RunMemo, StepMemo
 from ....zimage_core.model.sequence import Captions, joined
+from .one_pass import packs
 from .references import CELLS, ReferenceCond, reference_conds
 from .regions import REGIONS, RegionsCond
 
@@ -25,19 +26,25 @@ SEES_BOTH = ("attn1_patch", "attn1_output_patch")  # patches that compare positi
 class CaptionCond(CONDRegular):
     """Caption features [B, L, width], L a multiple of what the model pads to.
 
-    Captions that pad to different lengths share a batch only when `together` is set: the mask that they need
-    rules out the fastest attention kernels.
+    Captions that pad to different lengths share a batch when they can be packed, which those of one area can,
+    or when `together` is set: then they need a mask, which rules out the fastest attention kernels.
     """
 
-    def __init__(self, cond: Tensor, together: bool) -> None:
+    def __init__(self, cond: Tensor, together: bool, packs: bool, area: Any = None) -> None:
         super().__init__(cond)
-        self.together = together
+        self.together, self.packs, self.area = together, packs, area
+
+    def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs: Any) -> CaptionCond:
+        made = super().process_cond(batch_size)
+        made.area = area
+        return made
 
     def _copy_with(self, cond: Tensor) -> CaptionCond:
-        return CaptionCond(cond, self.together)
+        return CaptionCond(cond, self.together, self.packs, self.area)
 
     def can_concat(self, other: CaptionCond) -> bool:
-        return self.together or self.cond.shape == other.cond.shape
+        packed = self.packs and other.packs and self.area == other.area
+        return self.together or packed or self.cond.shape == other.cond.shape
 
     def concat(self, others: list[CaptionCond]) -> Tensor:
         return joined([cond.cond for cond in (self, *others)])
@@ -118,14 +125,18 @@ def caption_conds(out: dict, cond: dict, model: Any, multiple: int, runs: StepMe
     out.pop("attention_mask", None)
     captions = Captions.masked(caption, cond.get("attention_mask"))
     out["num_tokens"] = PerSample(captions.lengths)
-    options = model.current_patcher.model_options if model.current_patcher else {}
-    patches = options.get("transformer_options", {}).get("patches", {})
+    patcher = model.current_patcher
+    options, wrappers = (patcher.model_options, patcher.wrappers) if patcher else ({}, {})
+    transformer_options = options.get("transformer_options", {})
+    patches = transformer_options.get("patches", {})
     together = any(patches.get(name) for name in SEES_BOTH)
     features = F.pad(captions.features, (0, 0, 0, -caption.shape[1] % multiple))
-    out["c_crossattn"] = CaptionCond(features, together)
+    wrapped = "model_function_wrapper" in options
+    packed = not wrapped and packs(transformer_options, wrappers)
+    out["c_crossattn"] = CaptionCond(features, together, packed)
     if cond.get(REGIONS) or together:  # conditionings of a batch have the same parts
         out["regions"] = RegionsCond.of(cond, together)
     # hooks may change the weights in mid-run, this wrapper captions and times: nothing is kept then
-    keeps = cond.get("hooks") is None and "model_function_wrapper" not in options
+    keeps = cond.get("hooks") is None and not wrapped
     out["kept"] = KeptCond((Kept(runs.once(cond["noise"], (), Run) if keeps else None, object()),))
     return out

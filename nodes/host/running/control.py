@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ....zimage_core.conditions.control import Control, ControlNet, control_latent, filled
 from ....zimage_core.model.memo import StepMemo
+from .one_pass import CONTROLS
 from .parts import Part, report_lost
-from .s3dit import CONTROLS, HostAttention, HostS3DiT
+from .s3dit import HostAttention, HostS3DiT
 
 SAME_SIGMA = 1e-5  # closer ones are equal: schedulers and percentages round differently
 LOCATED = 5  # channels of a picture with each pixel's row and column

@@ -10,6 +10,7 @@ from comfy.ldm.modules import attention as host_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ....zimage_core.conditions.packed import Packed, Segments
 from ....zimage_core.conditions.references import References
 from ....zimage_core.conditions.regions import Regions
 from ....zimage_core.model import backends, fused
@@ -20,6 +21,7 @@ from ....zimage_core.model.s3dit import Condition, Prompt, S3DiT
 from ....zimage_core.model.sequence import NO_WEIGHTS, Captions, Prepared, Span, Time, Weights
 from .conds import Run
 from .graphs import step_by_graph
+from .one_pass import COMPILED, CONTROLS, ON_THE_WAY, in_one_pass, packs
 from .parts import cut, parts_of, report_lost
 from .patches import HostPatches, Replacements
 from .prefetch import prefetches
@@ -28,10 +30,7 @@ from .replaced import InPlace
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
-COMPILED = "zimage_compiled"  # the hook that compiles blocks, among the options of a MODEL
 OVERRIDE = "optimized_attention_override"  # among the options, where nodes choose another attention
-CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
-ON_THE_WAY = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # wrappers between a conditioning and us
 HANDS_ON = {"torch.compile", "easycache"}  # keys of the host's own, which change no caption and no time
 
 
@@ -82,6 +81,8 @@ class HostAttention(InPlace, Attention):
         self._modules.pop("comfy_attention", None)  # the host's own counts
 
     def forward(self, x: Tensor, span: Span, weights: Weights = NO_WEIGHTS) -> Tensor:
+        if isinstance(span.attend, Segments):  # each module may prefer an attention of its own
+            span = span._replace(attend=span.attend._replace(attend=self.attend))
         changes = span.options.get("patches", {}).get("attn1_patch", ())
         if not changes or "block_index" not in span.options:
             return super().forward(x, span, weights)
@@ -175,7 +176,7 @@ class HostS3DiT(InPlace, S3DiT):
         def captions() -> Captions:
             return Captions.of(context, num_tokens, attention_mask)
 
-        given = self.prepare_step(x, timesteps, captions, transformer_options, **kwargs)
+        x, timesteps, *given = self.prepare_step(x, timesteps, captions, transformer_options, **kwargs)
         out = step_by_graph(self, x, timesteps, given, transformer_options)
         return self.step(x, *given) if out is None else out
 
@@ -192,8 +193,10 @@ class HostS3DiT(InPlace, S3DiT):
         siglip_feats: list[Tensor] | None = None,
         regions: tuple = (),
         **ignored: Any,
-    ) -> tuple[Prepared, Time, list[BlockHook]]:
-        """What `step` takes beside x. captions: makes them; kept: a Kept of each conditioning in the batch.
+    ) -> tuple[Tensor, Tensor, Prepared, Time, list[BlockHook]]:
+        """Latents, their timesteps, and what else `step` takes.
+
+        captions: makes them; kept: a Kept of each conditioning in the batch.
 
         Outside the graph of torch.compile: memos are Python objects, and another one would be another graph.
         What is as long as the prompt is marked so that another length is none.
@@ -204,6 +207,8 @@ class HostS3DiT(InPlace, S3DiT):
         parts = parts_of([each.area for each in kept] or [()], options.get("context_window"))
         scaling = options.get("rope_options") or {}
         grid = Grid(**{name: scaling[name] for name in Grid._fields if name in scaling})
+        # conditionings of one part of the picture have the same latents
+        shared = len(kept) > 1 and len(set(parts)) == 1 and not ref_latents and not regions and packs(options)
 
         def condition() -> Condition:
             prompt = Prompt(captions(), grid)
@@ -211,6 +216,9 @@ class HostS3DiT(InPlace, S3DiT):
                 raise ValueError("prompts for regions and reference images cannot go together")
             if ref_latents:
                 return References.of(prompt, ref_latents, ref_contexts, siglip_feats)
+            if shared:
+                keys = [((each,), parts[:1], grid, x.shape[0] // len(kept), *key[4:]) for each in kept]
+                return in_one_pass(prompt, keys, run.memo, self)
             if not regions:
                 return prompt
             own = [region._replace(weight=cut(region.weight, parts)) for region in regions]
@@ -219,17 +227,21 @@ class HostS3DiT(InPlace, S3DiT):
             return Regions(prompt, own)
 
         key = (kept, parts, grid, x.shape[0], x.dtype, x.device)
-        # the host's tensor of this step is the same one for every conditioning, the timesteps are not
-        timesteps = run.steps.once(options.get("sigmas", timesteps), key[3:], lambda: timesteps)
         patches = options.get("patches", {}).get(CONTROLS, ())
         controls = [control for patch in patches if (control := patch.at(x, options, parts)) is not None]
         replacements = options.get("patches_replace", {}).get("dit", {})
         replaced = [Replacements(replacements)] if replacements else []
         compiled = [options[COMPILED]] if COMPILED in options else []
         hooks = [*prefetches(self, options), HostPatches(options), *controls, *replaced, *compiled]
-        prepared, time, hooks = self.prepare(x, timesteps, run.memo.once(key, condition), hooks, run.memo)
+        made = run.memo.once(key, condition)
+        if isinstance(made, Packed):  # its conditions share the latents
+            x, timesteps = (t[: x.shape[0] // len(kept)] for t in (x, timesteps))
+        # the host's tensor of this step is the same one for every conditioning, the timesteps are not
+        kind = (x.shape[0], x.dtype, x.device)
+        timesteps = run.steps.once(options.get("sigmas", timesteps), kind, lambda: timesteps)
+        prepared, time, hooks = self.prepare(x, timesteps, made, hooks, run.memo)
         joint = prepared.joint
         for tensor, dim in ((prepared.text, 1), (joint.freqs, 1), (joint.bias, 2), (joint.bias, 3)):
             if tensor is not None and tensor.shape[dim] > 1:
                 torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        return prepared, time, hooks
+        return x, timesteps, prepared, time, hooks

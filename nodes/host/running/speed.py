@@ -15,7 +15,7 @@ from ....zimage_core.model import backends, fused
 from .accelerate import accelerated
 from .eight_bit import KINDS, eight_bit_kind, in_eight_bits, why_not_eight_bits
 from .graphs import with_graphs
-from .s3dit import COMPILED
+from .one_pass import COMPILED
 from .step_cache import with_step_cache
 
 Made = tuple[Any, list[str]]
