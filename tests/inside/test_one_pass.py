@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_management as management
+import comfy.model_patcher
+import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -139,6 +141,31 @@ def test_apart_for_what_looks_into_the_network(model, what: str) -> None:
     SEEN[what](changed)
     made, calls = guided(changed)
     assert calls == APART and torch.equal(made, guided(wrapped(model))[0])
+
+
+def test_calls_with_and_without_patches_in_one_run(model) -> None:
+    """As nodes do that ask for both conditionings once more with blocks of theirs."""
+
+    def block(args: dict, more: dict) -> dict:
+        sides = args["transformer_options"]["cond_or_uncond"]
+        rows = zip(args["img"].split(1), sides, strict=True)
+        return {"img": torch.cat([row * (1 + side) for row, side in rows])}
+
+    def again(args: dict) -> Tensor:
+        options = comfy.model_patcher.create_model_options_clone(args["model_options"])
+        options = comfy.model_patcher.set_model_options_patch_replace(
+            options, block, "dit", "single_block", 1
+        )
+        conds = [args["cond"], args["uncond"]]
+        other, _ = comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], options)
+        return args["denoised"] + 0.5 * (args["cond_denoised"] - other)
+
+    made = []
+    for patcher in (model, wrapped(model)):
+        patcher = patcher.clone()
+        patcher.set_model_sampler_post_cfg_function(again)
+        made.append(guided(patcher)[0])
+    assert relative(*made) <= CLOSE and relative(made[0], guided(model)[0]) > 1e-2
 
 
 def test_easycache_skips_as_ever(model) -> None:

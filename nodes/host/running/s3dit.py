@@ -217,7 +217,7 @@ class HostS3DiT(InPlace, S3DiT):
             if ref_latents:
                 return References.of(prompt, ref_latents, ref_contexts, siglip_feats)
             if shared:
-                keys = [((each,), parts[:1], grid, x.shape[0] // len(kept), *key[4:]) for each in kept]
+                keys = [(False, (each,), parts[:1], x.shape[0] // len(kept), *key[4:]) for each in kept]
                 return in_one_pass(prompt, keys, run.memo, self)
             if not regions:
                 return prompt
@@ -226,7 +226,7 @@ class HostS3DiT(InPlace, S3DiT):
                 report_lost(x.shape[-2:], own[0].weight.shape[-2:])
             return Regions(prompt, own)
 
-        key = (kept, parts, grid, x.shape[0], x.dtype, x.device)
+        key = (shared, kept, parts, x.shape[0], grid, x.dtype, x.device)
         patches = options.get("patches", {}).get(CONTROLS, ())
         controls = [control for patch in patches if (control := patch.at(x, options, parts)) is not None]
         replacements = options.get("patches_replace", {}).get("dit", {})
