@@ -21,12 +21,14 @@ from tests.host import matrix
 from tests.host.inside import extension_module
 from tests.host.packs import small_native
 from tests.inside.sampling import SEED, SIZE, from_file, in_windows, noise_of, prompts, sampled
+from zimage_core.model.hooks import BlockHook
 
 CLOSE = 1e-5  # relative L2
 NETWORK = random_s3dit(matrix.SMALL_CONFIG, SEED)
 LONG, SHORT, REGION = prompts(matrix.CAPTION, 70, 9, 21)  # the first two pad to 96 and 32
 TOGETHER, APART = {2: 2}, {1: 4}  # conditionings in a call: how many calls in two steps
 with_region = extension_module("nodes.regional").ZImageRegionalPrompt.execute
+one_pass = extension_module("nodes.host.running.one_pass")
 accelerated = extension_module("nodes.host.running.accelerate").accelerated
 Change = Callable[[ModelPatcher], object]
 
@@ -130,6 +132,9 @@ SEEN = {
     ),
     "another attention": lambda patcher: patcher.model_options["transformer_options"].update(
         optimized_attention_override=lambda attend, *args, **kwargs: attend(*args, **kwargs)
+    ),
+    "what compiles blocks": lambda patcher: patcher.model_options["transformer_options"].update(
+        {one_pass.COMPILED: BlockHook()}
     ),
 }
 
