@@ -168,6 +168,15 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+def as_cards_compute(x: Tensor) -> Tensor:
+    """[B, C, H, W] with channels last in memory, as tensor cores take convolutions of half types.
+
+    Other layers keep what they get. On a processor, and in float32, the usual order is as fast.
+    """
+    half = x.device.type != "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    return x.contiguous(memory_format=torch.channels_last) if half else x
+
+
 @dataclass(frozen=True)
 class Posterior:
     """A diagonal Gaussian over latents: `mean` and `logvar`, both [B,z_channels,h,w]."""
@@ -218,14 +227,14 @@ class AutoencoderKL(nn.Module):
                 f"picture of {pixels.shape[3]}x{pixels.shape[2]} pixels: "
                 f"both sides must be multiples of {factor}"
             )
-        mean, logvar = self.encoder(pixels).chunk(2, dim=1)
+        mean, logvar = self.encoder(as_cards_compute(pixels)).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Raw latents [B,16,h,w] -> pixels [B,3,8h,8w], about [-1,1] and not clamped."""
         if latent.ndim != 4 or latent.shape[1] != self.config.z_channels:
             raise ValueError(f"expected latents [B,{self.config.z_channels},h,w], got {list(latent.shape)}")
-        return self.decoder(latent)
+        return self.decoder(as_cards_compute(latent))
 
     def to_model(self, latent: Tensor) -> Tensor:
         """Raw latents -> the scaled latents that the transformer sees, same shape."""
