@@ -401,6 +401,12 @@ def test_names_that_no_disk_takes(names: tuple, original: Path, tmp_path: Path, 
     assert "name too long" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_leaves_no_room_for_that_of_the_unfinished_file(original: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="File name too long. Choose another name or folder"):
+        convert(original, tmp_path / f"{'x' * 240}.safetensors", "fp8")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda sent: sent.name)
 def test_an_end_from_outside_leaves_nothing(sent: signal.Signals, larger: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zimage_core.weights", "convert", larger, tmp_path / "n.gguf"]

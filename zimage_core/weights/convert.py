@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -26,6 +27,7 @@ SEED = 0
 SIGMAS = (0.9, 0.5, 0.1)
 SIDE = 32  # cells of the latent: a picture of 256x256
 SPARE = 1 << 24  # bytes that stay free on the disk beside the file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last where files have a limit
 STEPS = 3  # passes over the weights: one writes, two compute the velocity before and after
 
 Progress = Callable[[int, int], None]  # values done, of all; what it raises ends the conversion
@@ -116,10 +118,10 @@ def write_smaller(
             errors = _errors(weights, partial, device, done)
             done(done.total)
     except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be written: {error.strerror or error}. It takes {plan.bytes / 1e9:.2f} GB: free "
-            "so much or choose another folder."
-        ) from error
+        todo = "Choose another name or folder."
+        if error.errno in FULL:
+            todo = f"It takes {plan.bytes / 1e9:.2f} GB: free so much or choose another folder."
+        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. {todo}") from error
     kept = len(weights.types) - len(plan.formats)
     return Converted(path, weights.name, to, size, weights.bytes, len(plan.formats), kept, errors)
 
