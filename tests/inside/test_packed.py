@@ -200,6 +200,16 @@ def test_loras_of_conditionings(model, tmp_path) -> None:
     assert relative(found[0], meant[0]) <= SAME and relative(found[1], meant[1]) <= SAME
 
 
+def test_a_model_as_a_lora_of_conditionings_is_refused(model) -> None:
+    """The host subtracts what is stored from it, which is no matrix here."""
+    hooks = comfy.hooks.create_hook_model_as_lora({PREFIX + key: v for key, v in OTHER.items()}, None, 0.6, 0)
+    hooked = comfy.hooks.set_hooks_for_conditioning(CAPTIONS[0], hooks)
+    right = picture(model[0])
+    with pytest.raises(ValueError, match="a model cannot be a hook LoRA on weights that stay packed"):
+        sampled(model[0].clone(), hooked, CAPTIONS[1], cfg=3.0)
+    assert torch.equal(picture(model[0]), right)
+
+
 def test_merged_with_another_model(model, scratch, tmp_path) -> None:
     base, truth = model
     other, theirs = from_gguf(scratch, "Q8_0", OTHER, "other")

@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ....zimage_core.weights import WeightsError
 from ....zimage_core.weights.layouts import COMPANIONS, matrix_of, shape_of
 
 KEY = "zimage_packed"
@@ -133,12 +134,26 @@ def pack(network: torch.nn.Module, formats: Mapping[str, Mapping[str, Any]], dev
 def follow_loras(patcher: Any) -> None:
     """From now on packed layers have the LoRAs and hooks of whichever clone of this patcher is loaded."""
     patcher.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, _followed)
+    patcher.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, _refuse_differences)
     patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram  # the other mode keeps merged matrices to write back
 
 
 def _followed(patcher: Any, *loading: Any) -> None:
     for name, layer in packed_layers(patcher.model).items():
         layer.follow(patcher, f"{name}.weight")
+
+
+def _refuse_differences(patcher: Any, *registering: Any) -> None:
+    """Of a whole model as a LoRA: the host takes off the weights as they are stored."""
+    names = {f"{name}.weight" for name in packed_layers(patcher.model)}
+    hooked = (patches[key] for patches in patcher.hook_patches.values() for key in names & patches.keys())
+    if any(
+        patch[1][0] == "model_as_lora" for patches in hooked for patch in patches if type(patch[1]) is tuple
+    ):
+        raise WeightsError(
+            "a model cannot be a hook LoRA on weights that stay packed, as those of GGUF files do. Load a "
+            "bf16 or fp8 file, or hook a LoRA file."
+        )
 
 
 def packed_layers(network: torch.nn.Module) -> dict[str, PackedLinear]:
