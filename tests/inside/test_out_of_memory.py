@@ -21,7 +21,7 @@ from tests.inside.sampling import SEED, from_file, prompts, sampled
 
 STATE = random_s3dit(matrix.SMALL_CONFIG, SEED).state_dict()
 POSITIVE, NEGATIVE = prompts(matrix.CAPTION, 21, 70)
-STEPS, CALLS = 3, 6  # two captions that pad to different lengths: two calls a step
+STEPS = 3
 
 accelerated = extension_module("nodes.host.running.accelerate").accelerated
 Run = extension_module("nodes.host.running.conds").Run
@@ -85,7 +85,7 @@ def test_the_next_run_is_as_ever(make: Callable[[Path], ModelPatcher], stack: st
 
     def full(module: nn.Module, args: tuple) -> None:
         calls.append(module)
-        if len(calls) == (2 if stack == "context_refiner" else CALLS - 1):
+        if len(calls) == (2 if stack == "context_refiner" else STEPS - 1):
             raise management.OOM_EXCEPTION("CUDA out of memory")
 
     hook = getattr(network, stack)[-1].feed_forward.w2.register_forward_pre_hook(full)

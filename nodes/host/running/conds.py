@@ -132,7 +132,7 @@ def caption_conds(out: dict, cond: dict, model: Any, multiple: int, runs: StepMe
     together = any(patches.get(name) for name in SEES_BOTH)
     features = F.pad(captions.features, (0, 0, 0, -caption.shape[1] % multiple))
     wrapped = "model_function_wrapper" in options
-    packed = not wrapped and packs(transformer_options, wrappers)
+    packed = not wrapped and "ref_latents" not in out and packs(transformer_options, wrappers)
     out["c_crossattn"] = CaptionCond(features, together, packed)
     if cond.get(REGIONS) or together:  # conditionings of a batch have the same parts
         out["regions"] = RegionsCond.of(cond, together)
