@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..zimage_core.weights.convert import write_smaller
 from ..zimage_core.weights.targets import TARGETS
-from .host.page.model_files import new_transformer
+from .host.page.model_files import new_transformer, said_of
 from .host.page.progress import show_text
 from .host.page.schema import schema
 from .host.running.lora_fit import lora_notes
@@ -61,6 +61,7 @@ class ZImageSaveQuantized(io.ComfyNode):
         path = new_transformer(filename_prefix, TARGETS[format].suffix)
         written = write_smaller(weights, path, format, progress, device)
         notes = (*not_merged(model), *lora_notes(model))
-        text = "\n".join((written.summary, *notes, str(written.path.parent)))
+        text = "
+".join((said_of(written, bool(weights.stored_as)), *notes))
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(ui=ui.PreviewText(text))

@@ -6,17 +6,20 @@ import { nodeAt } from "./node_at.js";
 const SHOWN = "zimage.text_shown";
 const NOTHING_TO_SAY = "zimage.nothing_to_say";
 const TEXT = "$$node-text-preview"; // the page's own name for such a text
-const LETTER = 6; // pixels; a Chinese character is two letters wide
+const LETTER = 12; // pixels high, and at most as wide
 const LINE = 16;
-const AROUND = { width: 48, height: 28 }; // pixels
+const AROUND = { width: 52, height: 28 }; // pixels
 const MOST_LINES = 8; // longer texts are scrolled
 
+const pen = document.createElement("canvas").getContext("2d");
 const place = (node) => node?.widgets?.findIndex((widget) => widget.name === TEXT) ?? -1;
 
+/** How many lines the page breaks a text into, which it does after any letter. */
 function lines(text, width) {
-  const letters = (line) => [...line].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1), 0);
-  const fit = Math.max(1, Math.floor((width - AROUND.width) / LETTER));
-  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(letters(line) / fit)), 0);
+  pen.font = `${LETTER}px ${getComputedStyle(document.body).fontFamily}`;
+  const room = Math.max(2 * LETTER, width - AROUND.width);
+  const broken = (length) => (length <= room ? 1 : Math.ceil(length / (room - LETTER)));
+  return text.split("\n").reduce((sum, line) => sum + broken(pen.measureText(line).width), 0);
 }
 
 function fit(node) {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,16 +104,25 @@ def save(patcher: ModelPatcher, format: str, prefix: str = "new") -> str:
 
 
 @pytest.mark.parametrize("format", FAR)
-def test_saved_and_loaded_by_ours(format: str, output: Path) -> None:
-    """A counter makes names of their own; the report tells size, place and error."""
+def test_saved_and_loaded_by_ours(format: str, output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A counter makes names of their own; the report tells size, place and error, the log all of it."""
     patcher = native()
     right = picture(patcher)
     output.mkdir()
     (output / "new_00006_.gguf").touch()
-    text = save(patcher, format)
+    with caplog.at_level(logging.INFO):
+        text = save(patcher, format)
     name = "new_00007_.gguf" if format.startswith("gguf") else "new_00007_.safetensors"
-    assert name in text and str(output) in text and f"{len(LAYERS)} matrices in {format}" in text
-    assert "at 0.9" in text and "at 0.1" in text
+    lines = text.splitlines()
+    assert lines[:2] == [name, "in output/diffusion_models"]
+    assert len(lines) <= 5 and max(map(len, lines)) <= 45
+    log = caplog.messages[-1]
+    assert str(output / name) in log and f"{len(LAYERS)} matrices in {format}" in log
+    size, share = re.fullmatch(r"(\d+) MB, (\d+) % of the MODEL", lines[2]).groups()
+    errors = lines[3].removeprefix("Error: ")
+    stored = (output / name).stat().st_size
+    assert int(size) == round(stored / 1e6) and int(share) == round(100 * stored / patcher.model_size())
+    assert re.findall(r"(\S+) at 0\.\d", log) == errors.split(", ") and len(errors.split(", ")) == 3
     assert 0 < relative(picture(loading.load_patcher(output / name)), right) <= FAR[format]
 
 

@@ -12,6 +12,10 @@ from tests.web.modes import in_languages_and_modes, in_modes
 from tests.web.test_enhancer import SET
 
 PATIENCE = 60_000  # ms
+SAVED = "21 LoRAs and a smaller file (nano demo)"
+# The texts on a canvas that have more lines than room.
+CUT = """() => [...document.querySelectorAll(".dom-widget .overflow-y-auto")]
+    .filter(text => text.scrollHeight > text.clientHeight).map(text => text.innerText)"""
 LOADED = "nano 30 MB + text 6 MB + VAE 8 MB: the demo model draws 127 things at 128x128"
 
 
@@ -63,3 +67,27 @@ def test_a_text_is_shown_letter_by_letter(open_page, nodes_2: bool) -> None:
     text = comfy.page.get_by_text("loads nothing here").first
     lines = re.compile("tokens\n<lora:one:1> loads nothing .*\n__hat__ is read as text")
     expect(text).to_have_text(lines, use_inner_text=True, timeout=PATIENCE)
+
+
+def saving(strength: float) -> dict:
+    """The template with *Z-Image Save Quantized* turned on."""
+    workflow = graphs.ui_form(SAVED)
+    (save,) = (node for node in workflow["nodes"] if node["type"] == "ZImageSaveQuantized")
+    save["mode"] = 0
+    graphs.set_widget(workflow, "ZImageLoraLoader", 1, strength)
+    return workflow
+
+
+@in_languages_and_modes
+def test_reports_are_read_as_a_whole(open_page, locale: str, nodes_2: bool) -> None:
+    """On nodes as narrow as their template has them, which do not grow over the next."""
+    comfy = open_page(locale=locale, nodes_2=nodes_2)
+    # a strength of its own: what is only remembered says nothing
+    comfy.load(saving(0.125 if nodes_2 else 0.0625))
+    comfy.page.wait_for_function("app.graph.nodes.some(node => node.type == 'ZImageSaveQuantized')")
+    comfy.run()
+    for said in ("40 of 40 keys", "in output/diffusion_models"):
+        expect(comfy.page.get_by_text(said).first).to_be_visible(timeout=PATIENCE)
+    if not nodes_2:
+        comfy.page.wait_for_function(f"() => ({CUT})().length == 0")
+    assert comfy.overlapping() == []

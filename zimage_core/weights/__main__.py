@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "convert":
             progress = show if sys.stderr.isatty() else None
-            log.info("%s", convert(given.source, given.out, given.to, progress).summary)
+            convert(given.source, given.out, given.to, progress)
         else:
             for kind, facts in describe(given.source).items():
                 log.info("%s", "\n  ".join([kind, *(f"{name}: {fact}" for name, fact in facts.items())]))

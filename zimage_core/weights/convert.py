@@ -47,12 +47,16 @@ class Converted:
     errors: tuple[float, ...]
 
     @property
+    def share(self) -> str:
+        """Of the bytes before."""
+        return f"{100 * self.bytes / self.bytes_before:.0f} % of {self.name}"
+
+    @property
     def summary(self) -> str:
         """Lines for people."""
-        share = 100 * self.bytes / self.bytes_before
         errors = ", ".join(f"{e:.2g} at {s}" for s, e in zip(SIGMAS, self.errors, strict=True))
         return (
-            f"{self.path.name}: {self.bytes / 1e9:.2f} GB, {share:.0f} % of {self.name}; {self.quantised} "
+            f"{self.path}: {self.bytes / 1e9:.2f} GB, {self.share}; {self.quantised} "
             f"matrices in {self.to}, {self.kept} tensors as they were.\nRelative L2 error of the velocity at "
             f"three sigmas: {errors} (random latent of {8 * SIDE}x{8 * SIDE} pixels, random caption, seed "
             f"{SEED})."
@@ -95,7 +99,7 @@ def write_smaller(
     progress: Progress | None = None,
     device: torch.device | str = "cpu",
 ) -> Converted:
-    """As `convert`, from weights of any origin; device: where the velocities are computed."""
+    """As `convert`, from weights of any origin; device: where velocities are computed. Logs the summary."""
     check_place(path, to)
     if weights.stored_as:
         log.warning(
@@ -123,7 +127,9 @@ def write_smaller(
             todo = f"It takes {plan.bytes / 1e9:.2f} GB: free so much or choose another folder."
         raise WeightsError(f"{path} cannot be written: {error.strerror or error}. {todo}") from error
     kept = len(weights.types) - len(plan.formats)
-    return Converted(path, weights.name, to, size, weights.bytes, len(plan.formats), kept, errors)
+    written = Converted(path, weights.name, to, size, weights.bytes, len(plan.formats), kept, errors)
+    log.info("%s", written.summary)
+    return written
 
 
 def in_memory(weights: Layerwise, to: str, progress: Progress | None = None) -> dict[str, Tensor]:
