@@ -47,12 +47,42 @@ def test_both_languages_have_the_same(pair, part):
     assert part(chinese) == part(english)
 
 
+def anchors(page: str) -> set[str]:
+    """Those that GitHub gives the headings."""
+    titles = re.findall(r"^#+ (.+)$", FENCED.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
+    for link in filter(None, (link for pair in links for link in pair)):
+        target, _, anchor = link.partition("#")
+        file = page.parent / target if target else page
+        if link.startswith(("http:", "https:")):
+            continue
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
-def test_links_lead_somewhere(pair):
+def test_both_languages_lead_to_each_other(pair):
     for name, other in (pair, pair[::-1]):
-        targets = re.findall(r"\]\((?!https?:)([^)#]+)", text(name))
-        assert Path(other).name in targets
-        assert not [target for target in targets if not (ROOT / name).parent.joinpath(target).exists()]
+        assert f"]({Path(other).name})" in text(name)
+
+
+@pytest.mark.parametrize("folder", [".", "docs", "models", "web/docs"])
+def test_links_lead_somewhere(folder):
+    pages = (ROOT / folder).glob("*.md") if folder == "." else (ROOT / folder).rglob("*.md")
+    broken = {str(page.relative_to(ROOT)): found for page in pages if (found := broken_links(page))}
+    assert broken == {}
+
+
+def test_a_broken_link_would_be_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text('# A title, here\n[a](#a-title-here) [b](#other) [c](none.md) <img src="x.png">', "utf-8")
+    assert broken_links(page) == ["#other", "none.md", "x.png"]
 
 
 def test_the_readme_is_for_users():

@@ -35,6 +35,13 @@ def test_page_is_read_in_a_narrow_panel(path):
     assert set(inputs(CONTRACTS[name])) <= labels
 
 
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*/zh.md")), ids=lambda path: path.parent.name)
+def test_no_line_ends_between_chinese_letters(path):
+    """The page would show a space there."""
+    letter = "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
+    assert not re.findall(f"{letter}\n{letter}", path.read_text(encoding="utf-8"))
+
+
 def test_there_is_no_page_without_a_node():
     known = {pattern.format(name) for pattern in PAGES.values() for name in CONTRACTS}
     assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} == known

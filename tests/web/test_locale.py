@@ -9,6 +9,15 @@ from playwright.sync_api import expect
 from tests.host.server import PACK_ROOT
 from tests.web.modes import in_languages_and_modes
 
+NARROW = 218  # pixels: a help page on a screen 1280 wide
+HIDDEN = """(page, width) => {
+    page.style.width = `${width}px`
+    const hidden = page.scrollWidth - page.clientWidth
+    page.style.width = ""
+    return hidden
+}"""
+HANGING = 8  # pixels that a mark at the end of a line may take of the margin
+
 
 def texts_of(locale: str) -> dict[str, dict]:
     return json.loads((PACK_ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -45,6 +54,7 @@ def beginning(page: Path) -> tuple[str, str]:
 @in_languages_and_modes
 def test_help_panel(open_page, our_nodes, locale, nodes_2):
     comfy = open_page(locale, nodes_2)
+    too_wide = {}
     for node_type in our_nodes:
         page = (
             PACK_ROOT / "web" / "docs" / (f"{node_type}.md" if locale == "en" else f"{node_type}/{locale}.md")
@@ -55,3 +65,7 @@ def test_help_panel(open_page, our_nodes, locale, nodes_2):
         help_page = comfy.page.locator(".node-help-content")
         expect(help_page.locator("h1")).to_have_text(heading)
         expect(help_page).to_contain_text(paragraph)
+        hidden = help_page.evaluate(HIDDEN, NARROW)
+        if hidden > HANGING:
+            too_wide[node_type] = hidden
+    assert too_wide == {}
