@@ -61,7 +61,6 @@ class ZImageSaveQuantized(io.ComfyNode):
         path = new_transformer(filename_prefix, TARGETS[format].suffix)
         written = write_smaller(weights, path, format, progress, device)
         notes = (*not_merged(model), *lora_notes(model))
-        text = "
-".join((said_of(written, bool(weights.stored_as)), *notes))
+        text = "\n".join((said_of(written, bool(weights.stored_as)), *notes))
         show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(ui=ui.PreviewText(text))
