@@ -50,7 +50,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_case(case: str) -> None:
     found = [row for row in speed.CASES[case](SIZES) if row.get("case")]
     written = {"native"} if case == "writing_in_host" and not found else set()  # older hosts cannot write
-    assert {row["case"]["name"] for row in found} <= {case}
+    names = {"writing": {"writing", "later_tokens"}}.get(case, {case})
+    assert {row["case"]["name"] for row in found} in (names, set())
     assert {row["peer"] for row in found} | written == PEERS[case]
     for row in found:
         assert row["value"] > 0 and row["ours_ms"] > 0 and row["peer_ms"] > 0
