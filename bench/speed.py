@@ -47,6 +47,8 @@ class Sizes:
     encoder: Qwen3Config
     writer: Qwen3Config
     autoencoder: AutoencoderConfig
+    sampled: S3DiTConfig  # by the host's sampler
+    sampled_pixels: int
     guided: S3DiTConfig
     guided_pixels: int
     writer_in_host: Qwen3Config
@@ -63,19 +65,23 @@ ON_CARD = Sizes(
     encoder=Qwen3Config(),
     writer=Qwen3Config(),
     autoencoder=AutoencoderConfig(),
+    sampled=S3DiTConfig(),
+    sampled_pixels=1024,
     guided=S3DiTConfig(),
     guided_pixels=1024,
     writer_in_host=Qwen3Config(),
 )
 ON_CPU = Sizes(
     device="cpu",
-    network=S3DiTConfig(n_layers=2),  # the host's loader takes two refiners for granted
+    network=S3DiTConfig(n_layers=2, n_refiner_layers=1),
     pixels=(256,),
     dtypes=(BF16, FP32),
     run_pixels=256,
     encoder=Qwen3Config(num_hidden_layers=4),
     writer=Qwen3Config(num_hidden_layers=4),  # under the whole vocabulary
     autoencoder=AutoencoderConfig(),
+    sampled=S3DiTConfig(n_layers=1, n_refiner_layers=1),
+    sampled_pixels=128,
     guided=S3DiTConfig(dim=1152, n_layers=2, n_refiner_layers=1, n_heads=9),
     guided_pixels=128,
     writer_in_host=Qwen3Config(num_hidden_layers=3, vocab_size=16_000),
@@ -110,7 +116,8 @@ def forward(sizes: Sizes) -> Iterator[dict]:
         model = normal_weights(sizes.network, sizes.device, dtype)
         peers = {"native": native(model, sizes.device), "diffusers": diffusers_of(model)}
         for pixels in sizes.pixels:
-            found = measure(forwards(model, pixels, sizes.device, peers), sizes.device, sizes.rounds)
+            rounds = sizes.rounds if dtype == BF16 else sizes.slow_rounds
+            found = measure(forwards(model, pixels, sizes.device, peers), sizes.device, rounds)
             case = Case("forward", short(dtype), pixels=pixels, layers=of_layers(sizes.network))
             bars = GPU_BARS.get(pixels, {}) if sizes.device == "cuda" else {}
             yield from rows(case, device_name(sizes.device), found, bars)
@@ -172,9 +179,10 @@ def vae_decode(sizes: Sizes) -> Iterator[dict]:
 
 
 def sampler_in_host(sizes: Sizes) -> Iterator[dict]:
-    """Eight steps of KSampler: one file, loaded by our loader and by the host's, in the types they choose."""
-    calls = speed_in_host.eight_steps(sizes.network, sizes.run_pixels)
-    case = Case("sampler_in_host", "bf16", pixels=sizes.run_pixels, layers=of_layers(sizes.network))
+    """Eight steps of KSampler, in the types that each MODEL chooses for a bf16 file."""
+    calls = speed_in_host.eight_steps(sizes.sampled, sizes.sampled_pixels)
+    layers = of_layers(sizes.sampled)
+    case = Case("sampler_in_host", "bf16", pixels=sizes.sampled_pixels, layers=layers)
     yield from in_host(case, sizes, calls)
 
 
@@ -194,7 +202,7 @@ def in_host(case: Case, sizes: Sizes, calls: dict[str, Call]) -> Iterator[dict]:
 
 
 def writing(sizes: Sizes) -> Iterator[dict]:
-    yield from generation.rows(sizes.writer, sizes.device)
+    yield from generation.rows(sizes.writer, sizes.device, sizes.slow_rounds)
 
 
 def writing_in_host(sizes: Sizes) -> Iterator[dict]:

@@ -52,7 +52,7 @@ def sampling(model: Any, config: S3DiTConfig, pixels: int, steps: int, cfg: floa
 
 
 def models(config: S3DiTConfig, folder: Path) -> dict[str, Any]:
-    """Ours and the host's own from one file in bf16, each in the types that it chooses for it."""
+    """Ours and the host's own from one file in bf16; the host's loader takes the real width for granted."""
     import comfy.sd
 
     path = folder / "model.safetensors"
@@ -61,13 +61,14 @@ def models(config: S3DiTConfig, folder: Path) -> dict[str, Any]:
     state = {name: value.cpu() for name, value in made.items()}
     save_file(state, path)
     ours = inside.extension_module("nodes.host.loading.model").load_patcher(path)
-    if config.dim == S3DiTConfig().dim:
+    whole = S3DiTConfig()
+    if (config.dim, config.n_refiner_layers) == (whole.dim, whole.n_refiner_layers):
         return {"ours": ours, "native": comfy.sd.load_diffusion_model(str(path))}
     return {"ours": ours, "native": small_native(config, state, ours.model)}
 
 
 def small_native(config: S3DiTConfig, state: dict[str, Tensor], like: Any) -> Any:
-    """The host's own at sizes that its loader does not know, in the types of another MODEL."""
+    """The host's own at sizes that its loader does not know, in the types that it chose for another MODEL."""
     import comfy.model_management as management
     import comfy.model_patcher
 

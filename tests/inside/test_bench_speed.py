@@ -21,6 +21,8 @@ SIZES = speed.Sizes(
     encoder=TINY.writer,
     writer=TINY.writer,
     autoencoder=AutoencoderConfig(),
+    sampled=TINY.config,
+    sampled_pixels=64,
     guided=TINY.config,
     guided_pixels=64,
     writer_in_host=Qwen3Config(vocab_size=400, hidden_size=128, intermediate_size=256, num_hidden_layers=3,
