@@ -72,6 +72,7 @@ def test_comfyui_formats(name: str, marked: str, written: Callable, tmp_path: Pa
     save_file({prefix + key: value for key, value in tensors.items()}, path, metadata=metadata)
     assert worst(load_transformer(path, dtype=torch.float32), truth) <= 1e-6
     told = describe(path)["transformer"]
+    assert told["left_over"] == []
     assert told["formats"] == [name.split()[0].strip(",")]
     assert told["quantised_layers"] == len(marks)
     assert told["parameters"] == sum(value.numel() for value in truth.values())
@@ -82,6 +83,7 @@ def test_ggufs_types(kind: GGMLQuantizationType, state: dict[str, Tensor], tmp_p
     truth = write_gguf(tmp_path / "file.gguf", state, kind, "lumina2", SEED)
     assert worst(load_transformer(tmp_path / "file.gguf", dtype=torch.float32), truth) == 0
     told = describe(tmp_path / "file.gguf")["transformer"]
+    assert told["left_over"] == []
     assert told["formats"] == [kind.name]
     assert told["dtype"] == "bfloat16"
     assert told["parameters"] == sum(value.numel() for value in truth.values())

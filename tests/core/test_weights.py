@@ -359,6 +359,25 @@ def test_tensors_that_nothing_here_uses(model: S3DiT) -> None:
         load_transformer(twice)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "net."])
+def test_tensors_that_are_left_over_are_told(prefix: str, model: S3DiT) -> None:
+    """Averages of training, or layers of a relative; not what belongs to the other parts."""
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    plain = read_transformer(state)
+    assert plain.left_over == [] and "left over" not in plain.summary
+    state |= prefixed(AutoencoderKL(SMALL_AE).state_dict(), "vae.")
+    state["text_encoders.qwen3_4b.logit_scale"] = torch.ones(())
+    assert read_transformer(state).left_over == []
+    others = ["model_ema.decay", "time_text_embed.mlp.0.weight", "clip_text_pooled_proj.0.weight"]
+    found = read_transformer(state | {key: torch.ones(2) for key in others})
+    assert found.left_over == others
+    assert found.summary.endswith(
+        "3 tensors left over (model_ema.decay; time_text_embed.mlp.0.weight; and 1 more)"
+    )
+    told = describe(state | {key: torch.ones(2) for key in others})
+    assert told["transformer"]["left_over"] == others and told["autoencoder"]["left_over"] == []
+
+
 def test_unknown_keywords_raise(model: S3DiT) -> None:
     for load in (load_transformer, load_text_encoder, load_autoencoder):
         with pytest.raises(TypeError, match="torch_dtype"):

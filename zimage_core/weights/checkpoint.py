@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import layouts
+from .errors import some
 from .quantised import Formats, dequantise_all
 
 SHORT = {
@@ -30,6 +31,7 @@ class Checkpoint:
     """One part of the model as it lies in a file: `tensors` and `formats` under our names.
 
     preferences: which attention its blocks are to have in a newer ComfyUI, for the host to read.
+    left_over: names in the file of tensors that nothing here uses.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Checkpoint:
     formats: Formats = field(default_factory=dict)
     prefix: str = ""
     preferences: dict[str, Tensor] = field(default_factory=dict)
+    left_over: list[str] = field(default_factory=list)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,6 +129,8 @@ class Checkpoint:
         if kept := self.kept:
             types = sorted({str(self.tensors[key].dtype).removeprefix("torch.") for key in kept})
             stored += f", {len(kept)} in {' and '.join(types)}"
+        if self.left_over:
+            about += f", {len(self.left_over)} tensors left over ({some(self.left_over, 2)})"
         return f"{self.name}: {size} parameters, {str(self.dtype).removeprefix('torch.')}{stored}{about}"
 
     @property

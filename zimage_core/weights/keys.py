@@ -149,6 +149,12 @@ def strip_prefix(tensors: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Te
     return {}, ""
 
 
+def unclaimed(names: Iterable[str]) -> list[str]:
+    """Those that stand under no known prefix of any part."""
+    roots = {prefix.split(".")[0] for prefix in CLAIMED}
+    return [name for name in names if name.split(".")[0] not in roots]
+
+
 def _other_prefixes(tensors: Mapping[str, Tensor], kind: str) -> list[str]:
     # not embed_tokens alone: with "model." before it, it would be taken for a prefix of its own
     ends = [f".{signature}" for signature in SIGNATURES[kind][: 1 if kind == "text_encoder" else None]]

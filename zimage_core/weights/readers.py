@@ -156,6 +156,7 @@ class _Part:
     tensors: dict[str, Tensor]
     formats: quantised.Formats = field(default_factory=dict)
     preferences: dict[str, Tensor] = field(default_factory=dict)
+    beside: list[str] = field(default_factory=list)  # names of what has not the transformer's prefix
 
 
 def _part(source: Source, kind: str, with_values: bool) -> _Part:
@@ -167,7 +168,8 @@ def _part(source: Source, kind: str, with_values: bool) -> _Part:
             f"{incomplete(raw.name) if SHARD.search(raw.name) else 'Choose a file that has one.'}"
         )
     preferences = {key: value for key, value in tensors.items() if key.endswith(keys.PREFERENCE)}
-    return _Part(raw, kind, prefix, keys.without_leftovers(tensors, kind), preferences=preferences)
+    beside = [key for key in raw.tensors if kind == "transformer" and not key.startswith(prefix)]
+    return _Part(raw, kind, prefix, keys.without_leftovers(tensors, kind), {}, preferences, beside)
 
 
 def _scales(part: _Part) -> None:
@@ -256,11 +258,13 @@ def _checkpoint(
             f"{name} has {len(unknown)} tensors that no {LABELS[kind]} has: {some(unknown)}. Without "
             "them its weights would not be what the file means. Choose another file."
         )
-    tensors = {k: v for k, v in tensors.items() if k in known or k in scales}
+    used = known | scales
+    left_over = keys.unclaimed([*part.beside, *(k for k in tensors if k not in used)])
+    tensors = {k: v for k, v in tensors.items() if k in used}
     weights = {k: v for k, v in tensors.items() if k in known and k.removesuffix(".weight") not in formats}
     refuse_whole_numbers(name, weights)
     check_small(name, weights)
-    return Checkpoint(name, kind, config, tensors, formats, part.prefix, part.preferences)
+    return Checkpoint(name, kind, config, tensors, formats, part.prefix, part.preferences, left_over)
 
 
 TELLTALES = (  # key fragment -> what a file with it is
@@ -304,7 +308,8 @@ def parts_of(path: str | os.PathLike) -> set[str]:
 def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
     """What each part in a file or folder is, by kind: its sizes, types, formats and config.
 
-    kept_layers: matrices that are not quantised where others are. values: True reads every value, half a
+    kept_layers: matrices that are not quantised where others are. left_over: names of tensors that nothing
+    here uses. values: True reads every value, half a
     minute for the largest file, and adds "not_finite": the names of tensors that hold NaN or infinity.
 
     variant: Turbo or Base by a known statistic of its norms, or omni, of a transformer.
@@ -328,6 +333,7 @@ def describe(source: Source, values: bool = False) -> dict[str, dict[str, Any]]:
                 "quantised_layers": len(part.formats),
                 "kept_layers": len(part.kept),
                 "formats": part.stored_as,
+                "left_over": part.left_over,
                 "config": part.config,
             }
             if values:
