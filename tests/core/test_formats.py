@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.core.formats import KITCHEN, READ, WIDE, block_matrices, by_kitchen, marker, write_gguf
 from tests.core.random_models import random_s3dit, randomise, relative, seeds
-from zimage_core import Qwen3Config, Qwen3TextEncoder
+from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiTConfig
 from zimage_core.weights import (
     WeightsError,
     describe,
@@ -285,3 +285,17 @@ def test_gguf_that_is_cut_off(state: dict[str, Tensor], tmp_path: Path) -> None:
 
 def test_all_matrices_are_tried() -> None:
     assert len(block_matrices(random_s3dit(WIDE, 1).state_dict())) == 3 * 5
+
+
+def test_a_file_is_named_after_what_most_of_it_is_stored_in(tmp_path: Path) -> None:
+    """Not after the few matrices that take more bytes since they are kept."""
+    config = S3DiTConfig(
+        dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, ffn_dim=512, t_hidden=128, cap_feat_dim=256
+    )
+    state = random_s3dit(config, SEED).state_dict()
+    matrices = {key: value.numel() for key, value in state.items() if value.ndim == 2}
+    inside = sum(matrices[f"{layer}.weight"] for layer in block_matrices(state))
+    kept = sum(matrices.values()) - inside
+    assert inside > kept and 4 * kept > 18 / 32 * inside, "a block of 32 takes 18 bytes"
+    write_gguf(tmp_path / "small.gguf", state, GGMLQuantizationType.Q4_0, "lumina2", SEED)
+    assert read_transformer(tmp_path / "small.gguf").precision == "Q4_0"

@@ -88,13 +88,14 @@ class Checkpoint:
 
     @property
     def precision(self) -> str:
-        """How most of its matrices are stored, in the words of file names: bf16, fp8, int8, Q4_K ..."""
+        """How most values of its matrices are stored, in words of file names: bf16, fp8, int8, Q4_K ..."""
         sizes: Counter = Counter()
         for layer, spec in self.formats.items():
-            sizes[spec.get("type", spec["format"])] += self.tensors[f"{layer}.weight"].nbytes
+            shape = layouts.shape_of(self.tensors[f"{layer}.weight"], spec)
+            sizes[spec.get("type", spec["format"])] += math.prod(shape)
         for _, value in self._plain_weights():
             if value.ndim == 2:
-                sizes[str(value.dtype).removeprefix("torch.")] += value.nbytes
+                sizes[str(value.dtype).removeprefix("torch.")] += value.numel()
         stored = sizes.most_common(1)[0][0] if sizes else "bfloat16"
         return SHORT.get(stored, stored)
 
