@@ -43,10 +43,12 @@ BENCHES = {
     "memory": "what a forward needs and what ComfyUI expects",
     "loading": "what a cold load of a full-size file reads, takes and costs, beside ComfyUI's",
     "diversity": "how much pictures of one prompt differ",
+    "cache": "how far guided runs with steps left out end from whole ones, beside other caches",
     "formats": "size and error of quantised formats",
     "roofline": "predicted time of a forward on cards, without one",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }
+BENCH_MODULES = {"cache": "step_cache"}  # where the name is not the module's
 GPU_PARTS = ("speed", "memory", "nano")
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {
@@ -293,7 +295,7 @@ def bench(options: argparse.Namespace, host: Path) -> int:
 
     stand_in_for_missing_ops()
     arguments = {"plain": options.plain} if options.name == "roofline" else {}
-    module = importlib.import_module(f"bench.{options.name}")
+    module = importlib.import_module(f"bench.{BENCH_MODULES.get(options.name, options.name)}")
     about = module.about() if hasattr(module, "about") else None
     rows = module.run(**arguments)
     return 0 if publish(rows, lambda text: print(text, flush=True), options.json, about) else 1

@@ -184,6 +184,19 @@ def test_notes_stand_under_the_node_that_runs_until_it_has_nothing_to_say(nano, 
     assert shown == {}
 
 
+def test_what_two_parts_of_a_run_say_stands_together(nano, shown) -> None:
+    """The look before it and the step cache; what a run before said is not there any more."""
+    (caption,) = prompts(nano.model.diffusion_model.config.cap_feat_dim, 20)
+    cached = extension_module("nodes.host.running.step_cache").with_step_cache(nano)
+    with CurrentNodeContext("prompt", "7"):
+        for _ in range(2):
+            sampled(cached, caption, caption, steps=1, noise=noise_of((16, 12)))
+            size, cache = shown["7"].split("\n")
+            assert "96x128" in size and cache.startswith("Step cache: all 1 steps computed")
+        sampled(nano, caption, caption, steps=1, noise=noise_of((16, 16)))
+    assert shown == {}
+
+
 def test_the_turbo_sampler_says_what_its_run_said(nano, shown) -> None:
     (caption,) = prompts(nano.model.diffusion_model.config.cap_feat_dim, 20)
 
