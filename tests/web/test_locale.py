@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from tests.host.server import PACK_ROOT
 from tests.web.modes import in_languages_and_modes
 
-NARROW = 218  # pixels: a help page on a screen 1280 wide
+NARROW = 242  # pixels: a help page of ComfyUI 0.3.75 on a screen 1280 wide
 HIDDEN = """(page, width) => {
     page.style.width = `${width}px`
     const hidden = page.scrollWidth - page.clientWidth
