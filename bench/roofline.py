@@ -27,6 +27,7 @@ NAMES = {"cudnn": "cuDNN", "flash": "FA2", "efficient": "efficient attention", "
 NETWORKS = (OURS, IN_HOST, NATIVE, DIFFUSERS)
 IN_A_HOST = (IN_HOST, NATIVE)
 LIMIT = "limit"
+EIGHT_BITS = ("float8_e4m3fn", "int8")  # by preference; a card's rates include the scaling of what comes in
 COMPARED = ((IN_HOST, NATIVE), (IN_HOST, DIFFUSERS), (OURS, DIFFUSERS), (IN_HOST, LIMIT), (OURS, LIMIT))
 
 
@@ -73,6 +74,15 @@ def check(calls: Calls, pixels: int) -> None:
         )
 
 
+def in_eight_bits(card: Card, calls: Calls, pixels: int) -> Calls | None:
+    """The same with the blocks' products in fp8, or in int8 where a card has no fp8; None: it has neither."""
+    kind = next((kind for kind in EIGHT_BITS if kind in card.products), None)
+    least = 2 * limits.tokens(CONFIG, pixels) * CONFIG.dim**2  # of a block's smallest
+    return kind and Counter(
+        {o._replace(by=kind) if o.kind == PRODUCT and o.flops >= least else o: n for o, n in calls.items()}
+    )
+
+
 class Predictions:
     """Rows of one card at one size."""
 
@@ -115,6 +125,15 @@ class Predictions:
                 more = ", torch's choice, to which this host leaves it"
                 yield self.total(f"{name}, torch's attention", calls, more)
 
+    def of_eight_bits(self) -> Iterator[dict]:
+        """Z-Image Speed's 8-bit, against the host's own in bfloat16."""
+        calls = in_eight_bits(self.card, self.asked[IN_HOST, NEW], self.pixels)
+        if calls is not None:
+            name = f"{IN_HOST}, 8-bit"
+            yield self.total(name, calls)
+            ratio = milliseconds(self.card, calls) / milliseconds(self.card, self.asked[NATIVE, NEW])
+            yield self.row(f"{name} / {NATIVE}", ratio, "x", NATIVE)
+
     def totals(self) -> Iterator[dict]:
         yield self.row(f"{LIMIT}: matrix products and attention", limit(self.card, self.pixels))
         for name in NETWORKS:
@@ -138,10 +157,10 @@ def run(plain: bool = False) -> Iterator[dict]:
             check(calls, size)
     for size in SIZES:
         rows = Predictions(H200, size, found, f"ComfyUI {version}", plain)
-        yield from (*rows.of_networks(), *rows.of_variants(), *rows.ratios())
+        yield from (*rows.of_networks(), *rows.of_variants(), *rows.ratios(), *rows.of_eight_bits())
     for card in CARDS:
         if card is not H200:
             rows = Predictions(card, ON_EVERY_CARD, found, f"ComfyUI {version}", plain)
-            yield from (*rows.totals(), *rows.ratios())
+            yield from (*rows.totals(), *rows.ratios(), *rows.of_eight_bits())
         alone = milliseconds(card, found[OURS, ON_EVERY_CARD, NEW]) / 1000
         yield from streamed.predicted(card.name + (", plain" if plain else ""), card.bus, alone)

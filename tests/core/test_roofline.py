@@ -170,6 +170,21 @@ def test_hidden_packages_are_not_found() -> None:
             importlib.import_module("colorsys")
 
 
+def test_eight_bits_are_for_the_products_of_blocks() -> None:
+    """The rest keeps its type and its time."""
+    card = Card("toy", {"bfloat16": 1.0, "int8": 4.0}, {"flash": 1.0}, "flash", 1e9, 1.0)
+    block, small = 2 * 4096 * 3840 * 11520, 2 * 4096 * 64 * 3840
+    product, other = Operator("mm", PRODUCT, "bfloat16", block, 0, 0), Operator("mul", OTHER, "", 0, 8, 8)
+    calls = Counter({product: 3, product._replace(flops=small): 1, other: 5})
+    narrow = roofline.in_eight_bits(card, calls, 1024)
+    saved = 3 * (card.seconds(product) - card.seconds(product._replace(by="int8")))
+    assert roofline.milliseconds(card, narrow) == pytest.approx(
+        roofline.milliseconds(card, calls) - 1000 * saved
+    )
+    assert narrow[other] == 5 and narrow[product._replace(flops=small)] == 1
+    assert roofline.in_eight_bits(TOY, calls, 1024) is None
+
+
 def test_a_prediction_is_shown_as_one() -> None:
     predicted = prediction("forward", 102.9, "ms", "FA2")
     assert predicted["predicted"] is True and predicted["bar"] is None and predicted["holds"] is None
