@@ -157,9 +157,14 @@ def test_the_hosts_own_saving(kind: str, tmp_path: Path) -> None:
     patcher = MODELS[kind](tmp_path)
     right = picture(patcher)
     comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), patcher, metadata={})
-    again = picture(loading.load_patcher(tmp_path / "saved.safetensors"))
-    # the type of what is not packed may be a wider one, and a few inputs then round to another int8
-    assert relative(again, right) <= (1e-3 if kind == "ours in int8" else 1e-5)
+    saved = loading.load_patcher(tmp_path / "saved.safetensors")
+    # In int8 layers round their inputs as well. Sums in another order, as for weights that lie elsewhere in
+    # memory, differ by 1e-7, and a few of the inputs then round to another number.
+    assert relative(picture(saved), right) <= (2e-2 if kind == "ours in int8" else 1e-5)
+    if kind == "ours in int8":
+        before, after = (p.model.diffusion_model.state_dict() for p in (patcher, saved))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(values, after[key].to(values.dtype)) for key, values in before.items())
 
 
 def changes() -> dict[str, Tensor]:
