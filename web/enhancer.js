@@ -19,10 +19,12 @@ function show(node, text) {
   node.setDirtyCanvas?.(true);
 }
 
-/** Marks the button of the text that is in the box. */
-function mark(node, row) {
-  for (const button of row.querySelectorAll("button")) {
-    const taken = button.title === widget(node, "text").value;
+/** Marks the button of the text that is in the box: of equal texts number `at`, else the first. */
+function mark(node, row, at) {
+  const [buttons, text] = [[...row.querySelectorAll("button")], widget(node, "text").value];
+  const chosen = buttons[at]?.title === text ? buttons[at] : buttons.find((button) => button.title === text);
+  for (const button of buttons) {
+    const taken = button === chosen;
     Object.assign(button.style, { fontWeight: taken ? "bold" : "", outline: taken ? "2px solid currentColor" : "" });
     button.ariaPressed = taken;
   }
@@ -49,7 +51,7 @@ function addRow(node) {
     texts = written.length > 1 ? written : []; // an older Nodes 2.0 shows the row all the same
     const buttons = texts.map((text, at) => {
       const button = document.createElement("button");
-      Object.assign(button, { textContent: at + 1, title: text, onclick: () => (take(node, text), mark(node, row)) });
+      Object.assign(button, { textContent: at + 1, title: text, onclick: () => (take(node, text), mark(node, row, at)) });
       Object.assign(button.style, { flex: 1, padding: "2px", border: "1px solid currentColor", borderRadius: "4px" });
       return button;
     });
