@@ -206,7 +206,6 @@ def test_gradients_do_not_go_through_kernels(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_six_operators_a_block() -> None:
     """Of a forward with another block, by what is neither a product nor attention."""
-    pytest.importorskip("triton")
 
     def others(layers: int) -> int:
         model = S3DiT(dataclasses.replace(TINY, n_layers=layers), device="meta", dtype=torch.bfloat16)

@@ -26,6 +26,7 @@ speed = extension_module("nodes.host.running.speed")
 graphs = extension_module("nodes.host.running.graphs")
 eight_bit = extension_module("nodes.host.running.eight_bit")
 core = extension_module("zimage_core.acceleration.graphs")
+HOSTS_KINDS = [kind for kind, name in eight_bit.FORMATS.items() if name in comfy.quant_ops.QUANT_ALGOS]
 
 
 @pytest.fixture
@@ -126,6 +127,17 @@ def test_streamed_weights_are_not_recorded(model: ModelPatcher) -> None:
         assert torch.equal(picture(fast), expected) and "LoRA" in kept.reason and not kept.kept
     finally:
         linear.weight_function = []
+
+
+@pytest.mark.parametrize("kind", HOSTS_KINDS)
+def test_quantised_weights_are_recorded(
+    model: ModelPatcher, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    narrow = eight_bit.in_eight_bits(model, kind)
+    fast, _ = recorded(narrow)
+    assert torch.equal(picture(fast), picture(narrow))
+    assert "3 of 4 forwards by CUDA graphs" in caplog.text
 
 
 def test_graphs_go_when_the_model_is_unloaded(model: ModelPatcher) -> None:

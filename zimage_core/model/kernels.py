@@ -22,28 +22,30 @@ ELEMENTS = 1024  # of a flat tensor, for each program
 
 
 @triton.jit
-def _norm_scale(x, weight, factor, out, width, tokens, per_sample, eps, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
+def _normed(x, weight, factor, row, at, width, tokens, per_sample, eps):
+    """Row `row` of x, normed and times its sample's factor."""
     inside = at < width
     value = tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float32)
     value *= tl.rsqrt(tl.sum(value * value, axis=0) / width + eps)
     value *= tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    value *= tl.load(factor + row // tokens * per_sample + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=inside)
+    return value * tl.load(factor + row // tokens * per_sample + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _norm_scale(x, weight, factor, out, width, tokens, per_sample, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    value = _normed(x, weight, factor, row, at, width, tokens, per_sample, eps)
+    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=at < width)
 
 
 @triton.jit
 def _norm_gate_add(x, y, weight, gate, out, width, tokens, per_sample, eps, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    inside = at < width
-    value = tl.load(y + row * width + at, mask=inside, other=0.0).to(tl.float32)
-    value *= tl.rsqrt(tl.sum(value * value, axis=0) / width + eps)
-    value *= tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    value *= tl.load(gate + row // tokens * per_sample + at, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=inside)
+    value = _normed(y, weight, gate, row, at, width, tokens, per_sample, eps)
+    value += tl.load(x + row * width + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=at < width)
 
 
 @triton.jit

@@ -64,10 +64,11 @@ def in_eight_bits(model: Any, kind: str) -> Any:
     checkpoint = read_transformer(in_memory(weights, kind, progress))
     made = patcher_of(checkpoint, None, (None, ()), disable_dynamic=True)
     made.model.latent_format = model.model.latent_format
-    made.model_options = model.clone().model_options
-    made.object_patches = {k: v for k, v in model.object_patches.items() if k not in CHANGED}
+    old = model.clone()  # so that none of its dictionaries is shared
+    made.model_options = old.model_options
+    made.object_patches = {k: v for k, v in old.object_patches.items() if k not in CHANGED}
     for name in ("wrappers", "callbacks"):
-        ours, theirs = getattr(made, name), getattr(model.clone(), name)
+        ours, theirs = getattr(made, name), getattr(old, name)
         for kind_of_call, by_key in theirs.items():
             kept = {key: calls for key, calls in by_key.items() if key != ACCELERATED}
             ours[kind_of_call] = {**kept, **ours.get(kind_of_call, {})}

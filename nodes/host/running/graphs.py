@@ -6,18 +6,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ....zimage_core.acceleration.graphs import Graphs
 from ....zimage_core.model.hooks import BlockHook
 from ....zimage_core.model.sequence import Prepared, Time
+from .one_pass import packs
 
 KEY = "zimage_graphs"  # among the options of a MODEL
-CHANGING = (
-    "weight_function",
-    "bias_function",
-)  # lists in the host's layers: what is done to weights at each use
+CHANGING = ("weight_function", "bias_function")  # in the host's layers: what is done to weights at each use
 STREAMED = "_v"  # in the host's layers: their weights come when they are used
 
 
@@ -46,25 +44,9 @@ def step_by_graph(
     graphs = options.get(KEY)
     if graphs is None:
         return None
-    obstacle = by_others(options) or in_weights(network, x)
+    # code of others may do another thing in each step
+    obstacle = in_weights(network, x) if packs(options) else "another node changes what the model does"
     return graphs.step(network, x, timesteps, *given, obstacle)
-
-
-def by_others(options: dict) -> str:
-    """What other nodes have hung on the MODEL, in words; their code may do another thing in each step."""
-    wrappers = options.get("wrappers", {})
-    names = [
-        name
-        for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-        for name in wrappers.get(kind, {})
-    ]
-    if names:
-        return f"{names[0]} wraps the model"
-    if "optimized_attention_override" in options:
-        return "another attention is chosen"
-    if any(options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values()):
-        return "patches are on the model"
-    return ""
 
 
 def in_weights(network: nn.Module, x: Tensor) -> str:

@@ -13,6 +13,7 @@ from ....zimage_core.model.s3dit import Condition, Prompt, S3DiT
 
 CONTROLS = "zimage_control"  # our control networks among the patches of a MODEL
 COMPILED = "zimage_compiled"  # the hook that compiles blocks, among the options of a MODEL
+OVERRIDE = "optimized_attention_override"  # among the options, where nodes choose another attention
 ON_THE_WAY = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)  # wrappers between a conditioning and us
 
 
@@ -27,7 +28,7 @@ def packs(options: dict, more_wrappers: dict = {}) -> bool:
         *(each.get(kind) for each in (options.get("wrappers", {}), more_wrappers) for kind in ON_THE_WAY),
         *(each for name, each in patches.items() if name != CONTROLS),
         *options.get("patches_replace", {}).values(),
-        options.get("optimized_attention_override"),
+        options.get(OVERRIDE),
         options.get(COMPILED),  # would be compiled anew for each two lengths
     ]
     return not any(foreign)

@@ -21,7 +21,7 @@ from ....zimage_core.model.s3dit import Condition, Prompt, S3DiT
 from ....zimage_core.model.sequence import NO_WEIGHTS, Captions, Prepared, Span, Time, Weights
 from .conds import Run
 from .graphs import step_by_graph
-from .one_pass import COMPILED, CONTROLS, ON_THE_WAY, in_one_pass, packs
+from .one_pass import COMPILED, CONTROLS, ON_THE_WAY, OVERRIDE, in_one_pass, packs
 from .parts import cut, parts_of, report_lost
 from .patches import HostPatches, Replacements
 from .prefetch import prefetches
@@ -30,7 +30,6 @@ from .replaced import InPlace
 # SageAttention's fast kernels leave masks out without a word; newer hosts look whether these can take one.
 SAGE_IS_ASKED = hasattr(host_attention, "SAGE_ATTENTION_SUPPORTS_MASK")
 MASKLESS = None if SAGE_IS_ASKED else getattr(host_attention, "attention_sage", None)
-OVERRIDE = "optimized_attention_override"  # among the options, where nodes choose another attention
 HANDS_ON = {"torch.compile", "easycache"}  # keys of the host's own, which change no caption and no time
 
 
@@ -53,9 +52,10 @@ def left_to_torch(attend: Any, preferred: torch.nn.Module | None, options: dict)
 
 def norm_weight(norm: torch.nn.Module, x: Tensor) -> Tensor | None:
     """As the host uses it in this norm, be it streamed, patched or cast: the same wherever it lies."""
-    changed = norm.comfy_cast_weights or norm.weight_function or norm.bias_function
-    if not changed or norm.bias is not None:
-        return norm.weight if norm.bias is None else None
+    if norm.bias is not None:
+        return None
+    if not (norm.comfy_cast_weights or norm.weight_function or norm.bias_function):
+        return norm.weight
     weight, bias, stream = comfy.ops.cast_bias_weight(norm, x, offloadable=True)
     weight = weight.clone()  # the host uses that memory again
     comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
