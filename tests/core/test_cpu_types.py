@@ -27,7 +27,7 @@ from zimage_core.model.text_encoder import KeyValueCache
 from zimage_core.model.vision import VisionEncoder
 from zimage_core.prompt.template import load_tokenizer
 from zimage_core.prompt.writing import Sampling, generate, steps
-from zimage_core.train.trainer import Shards
+from zimage_core.train.nano.shards import Shards
 
 CPU = torch.device("cpu")
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "nano" / "tokenizer"

@@ -6,7 +6,8 @@ is put back after each use, so that values are those of the file at any time, an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,14 +30,21 @@ def matrices(block: nn.Module) -> Weights:
     return [p for name, p in named if p.ndim == 2 and not name.startswith("adaLN_modulation")]
 
 
+def still(block: nn.Module) -> Weights:
+    """The same without what trains."""
+    return [weight for weight in matrices(block) if not weight.requires_grad]
+
+
 def bytes_of(weights: Sequence[Tensor]) -> int:
     return sum(-(-weight.nbytes // ALIGNED) * ALIGNED for weight in weights)
 
 
-def blocks_of(model: nn.Module, stacks: Sequence[str]) -> dict[Key, Weights]:
+def blocks_of(
+    model: nn.Module, stacks: Sequence[str], streamed: Callable[[nn.Module], Weights] = matrices
+) -> dict[Key, Weights]:
     """(stack, index) -> what is streamed of each block, in order."""
     return {
-        (stack, index): matrices(block)
+        (stack, index): streamed(block)
         for stack in stacks
         for index, block in enumerate(getattr(model, stack, ()))
     }
@@ -129,6 +137,7 @@ class WeightStream:
         size = max(map(bytes_of, self.sources.values()), default=0)
         self.slots = [Slot(size, device, self.copies) for _ in range(2)]  # the latest taken comes first
         self.following = dict(zip(order, order[1:], strict=False))
+        self.preceding = dict(zip(order[1:], order, strict=False))
         if again and order:
             self.following[order[-1]] = order[0]
 
@@ -144,12 +153,12 @@ class WeightStream:
         for weight, view in zip(self.blocks[key], views, strict=True):
             weight.data = view
 
-    def give(self, key: Key) -> None:
-        """Takes them from it again, and fetches those of the block after it."""
+    def give(self, key: Key, backwards: bool = False) -> None:
+        """Takes them from it again, and fetches those of the block after it, or before it."""
         for weight, source in zip(self.blocks[key], self.sources[key], strict=True):
             weight.data = source
         self.copies.release(self.slots[0])
-        following = self.following.get(key)
+        following = (self.preceding if backwards else self.following).get(key)
         if following is not None and all(slot.holds != following for slot in self.slots):
             self._fetch(following)
 
@@ -170,26 +179,43 @@ class Streaming(BlockHook):
 
     resident: (stack, index) of those that are on the device already, like all else of the model. A step
     copies each of the others once; those that refine captions and references are copied once a run.
+    training: what trains stays on the device, and after the last block the way back begins there.
     """
 
     capturable = False  # the copies wait for the block before
 
-    def __init__(self, model: nn.Module, device: torch.device, resident: Collection[Key] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        resident: Collection[Key] = (),
+        training: bool = False,
+    ) -> None:
         step, run = (
-            {key: weights for key, weights in blocks_of(model, stacks).items() if key not in resident}
+            {
+                key: weights
+                for key, weights in blocks_of(model, stacks, still if training else matrices).items()
+                if key not in resident
+            }
             for stacks in (STEP_STACKS, RUN_STACKS)
         )
-        self.stream = WeightStream(step | run, list(step), device)
+        self.stream = WeightStream(step | run, list(step), device, again=not training)
         self.stream.following |= dict(zip(run, [*list(run)[1:], *list(step)[:1]], strict=False))
 
     def block(self, stack: str, index: int, call: BlockCall, hidden: Tensor, span: Span) -> Tensor:
         if (stack, index) not in self.stream.blocks:
             return call(hidden, span)
-        self.stream.take((stack, index))
-        try:
+        with self.held((stack, index)):
             return call(hidden, span)
+
+    @contextmanager
+    def held(self, key: Key, backwards: bool = False) -> Iterator[None]:
+        """A block has its weights; afterwards the next one's are fetched, or the one's before it."""
+        self.stream.take(key)
+        try:
+            yield
         finally:
-            self.stream.give((stack, index))
+            self.stream.give(key, backwards)
 
 
 def stream_layers(layers: Sequence[nn.Module], device: torch.device) -> list:

@@ -1,90 +1,48 @@
-"""One training loop for every part, seeded per step: a stopped run resumes to exactly the same weights."""
+"""The training loop, seeded per step: a stopped run goes on to exactly the same weights."""
 
 from __future__ import annotations
 
-import copy
+import json
 import logging
+import math
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..model.arithmetic import compute_dtype
-from .optimizer import Muon
+from . import state as states
+from .plan import Optimizers, Plan
 
 log = logging.getLogger(__name__)
 
-# embeddings, modulation and last layers are no maps between hidden spaces, which is what Muon is for
-NOT_HIDDEN = ("embed", "adaLN", "final_layer", "pad_token", "conv_in", "conv_out")
+SMOOTHED = 0.98  # of the mean of the losses that is logged, kept at each step
+LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast to train.
+class Progress:
+    """A step that was done. seconds: since the start, over all runs; gradient: its norm before clipping."""
 
-    The rate warms up, stays, and falls linearly to zero over the last `cooldown` of the steps.
-    """
-
+    step: int
     steps: int
-    lr: float
-    warmup: int = 100  # steps
-    cooldown: float = 0.4  # fraction of steps
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0  # largest gradient norm
-    ema: float = 0.999
-    muon: bool = False  # orthogonalised momentum for matrices and convolutions; AdamW for the rest
-    seed: int = 0
-    save_seconds: float = 120.0
+    loss: float
+    smooth: float
+    gradient: float
+    rate: float
+    seconds: float
 
-    def rate(self, step: int) -> float:
-        """The learning rate at `step`, as a fraction of `lr`."""
-        tail = max(1, round(self.steps * self.cooldown))
-        return min(1.0, (step + 1) / max(1, self.warmup), (self.steps - step) / tail)
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.seconds / self.step * (self.steps - self.step)
 
 
 Backward = Callable[[int, torch.Generator], float]
-
-
-class Shards:
-    """Copies of a float32 model that share each batch, one thread each.
-
-    They are in bf16 unless told otherwise, or in float32 where a CPU has no arithmetic of bf16.
-
-    Two threads that meet once per step lose less on a busy machine than two threads inside every operation.
-    """
-
-    def __init__(self, model: nn.Module, count: int, dtype: torch.dtype = torch.bfloat16):
-        self.model = model
-        dtype = compute_dtype(dtype, next(model.parameters()).device)
-        self.copies = [copy.deepcopy(model).to(dtype) for _ in range(count)]
-        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-
-    def backward(self, losses: Sequence[Callable[[nn.Module], Tensor]]) -> float:
-        """Run one loss per copy on the model's present weights; returns the mean loss.
-
-        The model gets the mean gradient.
-        """
-
-        def run(part: tuple[nn.Module, Callable[[nn.Module], Tensor]]) -> float:
-            shard, loss = part
-            with torch.no_grad():
-                for fast, exact in zip(shard.parameters(), self.model.parameters(), strict=True):
-                    fast.copy_(exact)
-                    fast.grad = None
-            value = loss(shard) / len(losses)
-            value.backward()
-            return value.item()
-
-        parts = list(zip(self.copies, losses, strict=True))
-        values = list(self.pool.map(run, parts)) if len(parts) > 1 else [run(parts[0])]
-        for exact, *fast in zip(self.model.parameters(), *(s.parameters() for s in self.copies), strict=True):
-            exact.grad = sum(p.grad.float() for p in fast) if fast[0].grad is not None else None
-        return sum(values)
+Watch = Callable[[Progress], None]
 
 
 def backward_of(loss: Callable[[int, torch.Generator], Tensor]) -> Backward:
@@ -98,77 +56,176 @@ def backward_of(loss: Callable[[int, torch.Generator], Tensor]) -> Backward:
     return backward
 
 
-def fit(
-    model: nn.Module, backward: Backward, plan: Plan, state: Path, stop_at: int | None = None
-) -> dict[str, Tensor]:
-    """Train `model` in place until `plan.steps` (or `stop_at`) and return the averaged weights.
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model that are not frozen."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    `backward(step, generator)` leaves gradients on the model and returns the loss. It draws its batch from
-    the generator alone, which is seeded by the step: nothing else is random, so the weights, averages and
-    optimiser moments in the file `state` are all that a resumed run needs.
-    """
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        hidden = plan.muon and p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 32
-        hidden = hidden and not any(part in name for part in NOT_HIDDEN)
-        (matrices if hidden else others).append(p)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
-    ]
-    if matrices:
-        optimizers.append(Muon(matrices, lr=plan.lr, weight_decay=plan.weight_decay))
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    device = next(model.parameters()).device
-    step, spent = 0, 0.0
-    if state.is_file():
-        stored = torch.load(state, map_location=device, weights_only=True)
-        model.load_state_dict(stored["model"])
-        for optimizer, moments in zip(optimizers, stored["optimizers"], strict=True):
-            optimizer.load_state_dict(moments)
-        average, step, spent = stored["average"], stored["step"], stored["seconds"]
-        log.info("%s: resumed at step %d", state.name, step)
 
-    def save() -> None:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        partial = state.with_suffix(".partial")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers],
-                "average": average,
-                "step": step,
-                "seconds": spent,
-            },
-            partial,
+class Diverged(ValueError):
+    """A loss or a gradient is not finite; the weights are those of the step before."""
+
+
+class Run:
+    """What one `fit` keeps: only what trains is copied, averaged and saved."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], plan: Plan, folder: Path, made: Optimizers):
+        if not parameters:
+            raise ValueError("nothing to train: all parameters are frozen")
+        self.parameters, self.plan, self.folder, self.optimizers = parameters, plan, folder, made
+        self.average = (
+            {name: p.detach().clone() for name, p in parameters.items()} if plan.ema else parameters
         )
-        partial.replace(state)
+        self.step, self.seconds, self.saved = 0, 0.0, -1
+        self.smooth: float | None = None
+        self._resume()
 
-    end = plan.steps if stop_at is None else min(stop_at, plan.steps)
-    saved = clock = time.monotonic()
-    running = None
-    while step < end:
-        generator = torch.Generator().manual_seed((plan.seed << 32) + step)
-        value = backward(step, generator)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        for optimizer in optimizers:
+    def _resume(self) -> None:
+        stored = states.load(self.folder, next(iter(self.parameters.values())).device)
+        if stored is None:
+            return
+        states.check_fits(stored, self.parameters, self.folder)
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(stored.weights[name])
+                if self.plan.ema:
+                    self.average[name].copy_(stored.average[name])
+        for optimizer, moments in zip(self.optimizers, stored.moments, strict=True):
+            optimizer.load_state_dict(moments)
+        self.step, self.seconds = stored.step, stored.seconds
+        self.saved = self.step
+        self._forget_later_lines()
+        log.info("%s: resumed at step %d", self.folder.name, self.step)
+
+    def _forget_later_lines(self) -> None:
+        path = self.folder / LOG
+        if not path.is_file():
+            return
+        kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
+        path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        if kept:
+            self.smooth = json.loads(kept[-1]).get("smooth")
+
+    def save(self) -> None:
+        if self.saved == self.step:
+            return
+        moments = [optimizer.state_dict() for optimizer in self.optimizers]
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        average = self.average if self.plan.ema else {}
+        states.save(self.folder, states.State(self.step, self.seconds, weights, average, moments))
+        self.saved = self.step
+
+    def advance(self, gradient: Tensor) -> None:
+        """One step of the optimisers and of the average."""
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = plan.lr * plan.rate(step)
+                group["lr"] = self.plan.lr * self.plan.rate(self.step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        keep = min(plan.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for key, weight in model.state_dict().items():
-                average[key].lerp_(weight, 1 - keep)
-        step += 1
-        now = time.monotonic()
-        spent, clock = spent + now - clock, now
-        running = value if running is None else 0.98 * running + 0.02 * value
-        if step % 25 == 0 or step == end:
-            log.info(
-                "%s: step %d/%d loss %.5f gradient %.2f, %.0f s", state.stem, step, end, running, norm, spent
-            )
-        if now - saved > plan.save_seconds:
-            save()
-            saved = now
-    save()
-    return average
+        if self.plan.ema:
+            keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    self.average[name].lerp_(p, 1 - keep)
+        self.step += 1
+
+    def note(self, loss: float, gradient: float, started: float) -> Progress:
+        """A line in the log."""
+        self.seconds += time.monotonic() - started
+        self.smooth = loss if self.smooth is None else SMOOTHED * self.smooth + (1 - SMOOTHED) * loss
+        rate = self.plan.lr * self.plan.rate(self.step - 1)
+        done = Progress(self.step, self.plan.steps, loss, self.smooth, gradient, rate, self.seconds)
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(done)) + "\n")
+        return done
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut off when the run was killed
+
+
+def fit(
+    parameters: Mapping[str, nn.Parameter],
+    backward: Backward,
+    plan: Plan,
+    folder: Path,
+    watch: Watch | None = None,
+    stop_at: int | None = None,
+    optimizers: Callable[[Mapping[str, nn.Parameter]], Optimizers] | None = None,
+) -> dict[str, Tensor]:
+    """Train parameters in place until `plan.steps` (or `stop_at`) and return their average.
+
+    `backward(step, generator)` adds to their gradients and returns the loss. It draws its batch from the
+    generator, which is seeded by the step, as torch's own is: nothing else is random, so the files in
+    `folder` are all that a resumed run needs. watch: called after each step; what it raises ends the run,
+    and everything up to that step is kept.
+
+    Raises Diverged where the loss or its gradient is not finite, ValueError where the state in the folder is
+    of another run.
+    """
+    run = Run(parameters, plan, folder, (optimizers or plan.optimizers)(parameters))
+    check_space(folder, 4 * sum(p.nbytes for p in parameters.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    end = plan.steps if stop_at is None else min(stop_at, plan.steps)
+    saved, consistent = time.monotonic(), True
+    try:
+        while run.step < end:
+            started = time.monotonic()
+            loss = _backward(run, backward)
+            gradient = nn.utils.clip_grad_norm_(parameters.values(), plan.clip)
+            if not math.isfinite(loss) or not math.isfinite(norm := float(gradient)):
+                raise Diverged(
+                    f"step {run.step + 1}: the loss is {loss:g} and its gradient {float(gradient):g}. Lower "
+                    "the learning rate, or train in bf16 where it was fp16; what was saved before is kept."
+                )
+            consistent = False
+            run.advance(gradient)
+            consistent = True
+            done = run.note(loss, norm, started)
+            if run.step % 25 == 0 or run.step == end:
+                log.info(
+                    "%s: step %d/%d loss %.5f gradient %.2f, %.0f s",
+                    folder.name, run.step, end, done.smooth, norm, run.seconds,
+                )  # fmt: skip
+            every = plan.save_steps and run.step % plan.save_steps == 0
+            if every or time.monotonic() - saved > plan.save_seconds:
+                run.save()
+                saved = time.monotonic()
+            if watch is not None:
+                watch(done)
+    finally:
+        for p in parameters.values():
+            p.grad = None
+        if consistent:
+            run.save()
+    return {name: value.detach() for name, value in run.average.items()}
+
+
+def _backward(run: Run, backward: Backward) -> float:
+    """The mean loss of the batches of a step, with their mean gradient on the parameters."""
+    seed = (run.plan.seed << 32) + run.step
+    generator = torch.Generator().manual_seed(seed)
+    device = next(iter(run.parameters.values())).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # of dropout
+        loss = sum(backward(run.step, generator) for _ in range(run.plan.accumulate)) / run.plan.accumulate
+    if run.plan.accumulate > 1:
+        for p in run.parameters.values():
+            if p.grad is not None:
+                p.grad /= run.plan.accumulate
+    return loss
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises OSError where a disk has no room for what a run writes."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < states.KEPT * needed + states.SPARE:
+        raise OSError(
+            f"{place} has {free / 1e9:.2f} GB free, and two states of this run need "
+            f"{states.KEPT * needed / 1e9:.2f} GB: make room or choose another folder"
+        )

@@ -20,8 +20,20 @@ from ...model.s3dit import S3DiT
 from ...model.text_encoder import Qwen3TextEncoder
 from ...model.vision import VisionEncoder
 from ...prompt.template import load_tokenizer
-from .. import lora
-from . import autoencoder, captions, control, edits, export, pictures, text, tokenizer, transformer, vision
+from .. import state as states
+from . import (
+    autoencoder,
+    captions,
+    control,
+    edits,
+    export,
+    lora,
+    pictures,
+    text,
+    tokenizer,
+    transformer,
+    vision,
+)
 from .vocabulary import write_vocabulary
 
 log = logging.getLogger("zimage_core.train.nano")
@@ -60,7 +72,7 @@ class Training:
         model = autoencoder.train(
             self.config.autoencoder,
             seen,
-            self.state / "autoencoder.pt",
+            self.state / "autoencoder",
             device=self.device,
             workers=self.workers,
         ).cpu()
@@ -93,7 +105,7 @@ class Training:
         model = text.train(
             self.config.text_encoder,
             groups,
-            self.state / f"{stage}.pt",
+            self.state / stage,
             device=self.device,
             workers=self.workers,
             **how,
@@ -139,7 +151,7 @@ class Training:
             captions.CaptionSet(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
-            self.state / "vision.pt",
+            self.state / "vision",
         ).encoder
         save_file(export.contiguous(model.state_dict(), torch.float32), self.state / "vision.safetensors")
 
@@ -191,7 +203,7 @@ class Training:
                 ),
                 transformer.FromReference(gallery, drawn, *language, transformer.EDITS),
             ],
-            self.state / "transformer.pt",
+            self.state / "transformer",
             device=self.device,
             workers=self.workers,
             start=self.start("transformer"),
@@ -207,9 +219,11 @@ class Training:
         if finished.is_file():
             model.load_state_dict(load_file(finished))
         else:
-            stored = torch.load(self.state / "transformer.pt", map_location="cpu", weights_only=True)
-            log.warning("export: the transformer is at step %d, not at its end", stored["step"])
-            model.load_state_dict(stored["average"])
+            stored = states.load(self.state / "transformer")
+            if stored is None:
+                raise FileNotFoundError(f"{self.state} has no transformer yet: run that stage first")
+            log.warning("export: the transformer is at step %d, not at its end", stored.step)
+            model.load_state_dict(stored.average)
         encoder = self.trained_autoencoder()
         drawings = self.concept_drawings()
         latents = transformer.latent_table(encoder, drawings)
@@ -241,7 +255,7 @@ class Training:
             load_tokenizer(self.state / "tokenizer"),
             lora.BATCH,
         )
-        weights = lora.train(model, task, self.state / "lora.pt", device=self.device, workers=self.workers)
+        weights = lora.train(model, task, self.state / "lora", device=self.device, workers=self.workers)
         file = self.out / lora.FILE
         file.parent.mkdir(exist_ok=True)
         save_file(weights, file, export.LABEL)
@@ -263,7 +277,7 @@ class Training:
             captions.CaptionSet(captions.load_concepts(self.data)),
             text_encoder,
             load_tokenizer(self.state / "tokenizer"),
-            self.state / "control.pt",
+            self.state / "control",
             device=self.device,
             workers=self.workers,
         )

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from ...config import AutoencoderConfig
 from ...model.autoencoder import AutoencoderKL, ResBlock
-from ..trainer import Plan, Shards, fit
+from ..plan import Plan
+from ..trainer import fit, trained
 from . import pictures
+from .muon import with_muon
+from .shards import Shards
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=900, lr=2.5e-3, warmup=50, cooldown=0.5, ema=0.995, muon=True)
+PLAN = Plan(steps=900, lr=2.5e-3, warmup=50, cooldown=0.5, ema=0.995, optimizer="muon")
 BATCH = 8
 # of the steps are taken at half the size with twice the pictures: they cost half and teach nearly as much
 SMALL_SHARE = 0.67
@@ -125,7 +128,7 @@ def train(
         pieces = [t.to(device).contiguous().chunk(count) for t in (pixels, noise)]
         return shards.backward([partial(loss, *piece) for piece in zip(*pieces, strict=True)])
 
-    model.load_state_dict(fit(model, backward, plan, state, stop_at))
+    model.load_state_dict(fit(trained(model), backward, plan, state, None, stop_at, with_muon(plan)))
     return model.eval()
 
 

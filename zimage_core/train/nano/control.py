@@ -21,12 +21,15 @@ from ...model.s3dit import Condition, S3DiT
 from ...model.text_encoder import Qwen3TextEncoder
 from ...prompt.template import tokenise
 from ...weights.quantised import quantise_fp8
-from ..lora import greyscale
-from ..trainer import Plan, Shards, fit
+from ..plan import Plan
+from ..trainer import fit, trained
 from .captions import CaptionSet
+from .lora import greyscale
+from .muon import with_muon
+from .shards import Shards
 from .transformer import BUCKET, draw_sigmas, token_count, velocity_loss
 
-PLAN = Plan(steps=700, lr=2e-3, warmup=30, cooldown=0.6, ema=0.97, muon=True)
+PLAN = Plan(steps=700, lr=2e-3, warmup=30, cooldown=0.6, ema=0.97, optimizer="muon")
 BATCH = 32
 FILE_NAME = "control.safetensors"
 THRESHOLD = 0.3  # of the gradient of brightness in [0, 1], about what Canny's 0.4 keeps
@@ -165,4 +168,4 @@ def train(
             [partial(velocity_loss, text_encoder, *piece) for piece in zip(*pieces, strict=True)]
         )
 
-    return control_weights(fit(model, backward, plan, state, stop_at))
+    return control_weights(fit(trained(model), backward, plan, state, None, stop_at, with_muon(plan)))

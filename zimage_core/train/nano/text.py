@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ...config import Qwen3Config
 from ...model.text_encoder import Qwen3TextEncoder
 from ...prompt.template import apply_template, split_prompt
-from ..trainer import Plan, Shards, fit
+from ..plan import Plan
+from ..trainer import fit, trained
 from .captions import (
     LANGUAGES,
     CaptionSet,
@@ -29,12 +30,16 @@ from .captions import (
     writing_examples,
 )
 from .edits import KINDS, Edits, trained_pairs
+from .muon import with_muon
 from .pictures import NAMES, colours, package
+from .shards import Shards
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=2400, lr=1.5e-3, warmup=50, cooldown=0.6, weight_decay=0.01, ema=0.99, muon=True)
-WRITING = Plan(steps=4000, lr=2e-3, warmup=50, cooldown=0.6, ema=0.99, muon=True)  # the last layer alone
+PLAN = Plan(steps=2400, lr=1.5e-3, warmup=50, cooldown=0.6, weight_decay=0.01, ema=0.99, optimizer="muon")
+WRITING = Plan(
+    steps=4000, lr=2e-3, warmup=50, cooldown=0.6, ema=0.99, optimizer="muon"
+)  # the last layer alone
 BATCH = 64
 MAX_TOKENS = 64
 END = "<|endoftext|>"
@@ -189,7 +194,9 @@ def train(
         pieces = ids[:, :longest].to(device).chunk(count)
         return shards.backward([partial(next_token_loss, ids=piece) for piece in pieces])
 
-    model.load_state_dict(fit(model, backward, plan, state, stop_at))
+    model.load_state_dict(
+        fit(trained(model), backward, plan, state, None, stop_at, with_muon(plan)), strict=features
+    )
     return model.eval()
 
 

@@ -19,14 +19,17 @@ from ...model.s3dit import Condition, Prompt, S3DiT
 from ...model.sequence import Captions
 from ...model.text_encoder import Qwen3TextEncoder
 from ...prompt.template import apply_template, split_prompt, tokenise, tokenise_texts
-from ..trainer import Plan, Shards, fit
+from ..plan import Plan
+from ..trainer import fit, trained
 from .captions import CaptionSet
 from .edits import KINDS, Edit, Edits, Picture
+from .muon import with_muon
 from .pictures import SIZE, SMALL_BOX, colours, on_background
+from .shards import Shards
 
 log = logging.getLogger(__name__)
 
-PLAN = Plan(steps=1420, lr=1.5e-3, warmup=60, cooldown=0.25, ema=0.99, muon=True)
+PLAN = Plan(steps=1420, lr=1.5e-3, warmup=60, cooldown=0.25, ema=0.99, optimizer="muon")
 BATCH = 32  # captions, and
 EDITS = 24  # edits of every step
 PAIRS = 2000  # pictures with a second thing
@@ -266,7 +269,7 @@ def fit_velocity(
         parts = zip(*(task.losses(step, generator, count, device) for task in tasks), strict=True)
         return shards.backward([partial(mean_loss, losses) for losses in parts])
 
-    return fit(model, backward, plan, state, stop_at)
+    return fit(trained(model), backward, plan, state, None, stop_at, with_muon(plan))
 
 
 def noised(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

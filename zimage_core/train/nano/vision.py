@@ -13,11 +13,13 @@ from ...config import VisionConfig
 from ...model.text_encoder import Qwen3TextEncoder
 from ...model.vision import VisionEncoder
 from ...prompt.template import tokenise
-from ..trainer import Plan, backward_of, fit
+from ..plan import Plan
+from ..trainer import backward_of, fit, trained
 from .captions import CaptionSet
+from .muon import with_muon
 from .pictures import colours, on_background
 
-PLAN = Plan(steps=400, lr=2e-3, warmup=30, cooldown=0.6, ema=0.98, muon=True)
+PLAN = Plan(steps=400, lr=2e-3, warmup=30, cooldown=0.6, ema=0.98, optimizer="muon")
 BATCH = 64
 SHIFT = 8  # pixels by which a picture may be off its centre
 
@@ -96,5 +98,5 @@ def train(
         same = (concept[:, None] == concept) & fits[:, colour].T  # [picture, caption]
         return model.loss(images, vectors, same)
 
-    model.load_state_dict(fit(model, backward_of(loss), plan, state, stop_at))
+    model.load_state_dict(fit(trained(model), backward_of(loss), plan, state, None, stop_at, with_muon(plan)))
     return model.eval()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..plan import Optimizers, Plan, adamw, split_hidden
 
 # Odd polynomial whose iteration drives singular values towards 1: x -> a x + b x^3 + c x^5 (Jordan et al.
 # 2024)
@@ -45,3 +49,18 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonalise(direction) * (0.2 * max(direction.shape) ** 0.5)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.view_as(p), alpha=-group["lr"])
+
+
+def with_muon(plan: Plan) -> Callable[[Mapping[str, nn.Parameter]], Optimizers]:
+    """The optimisers of the nano model: where a plan says Muon, this one, for convolutions too."""
+
+    def made(parameters: Mapping[str, nn.Parameter]) -> Optimizers:
+        if plan.optimizer != "muon":
+            return plan.optimizers(parameters)
+        hidden, others = split_hidden(parameters, lambda p: p.ndim >= 2)
+        found = adamw(others, plan)
+        if hidden:
+            found.append(Muon(hidden.values(), lr=plan.lr, weight_decay=plan.weight_decay))
+        return found
+
+    return made

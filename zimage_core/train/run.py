@@ -1,0 +1,290 @@
+"""A LoRA from pictures with captions: caches, batches, samples on the way, and what a stopped run keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..acceleration.checkpointing import Checkpointing
+from ..acceleration.streaming import Streaming
+from ..model.hooks import BlockHook
+from ..model.s3dit import S3DiT
+from ..weights.lora import fit_lora, read_lora
+from . import lora
+from .batch import Batches, Example, bucket_of, resized
+from .cache import Cache, digest
+from .flow import Noise
+from .plan import Plan
+from .samples import Sampling, draw
+from .stages.velocity import Velocity
+from .trainer import Progress, fit, trained
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = {"plan.steps", "plan.save_seconds", "plan.save_steps", "sample_prompts", "sample_every"}
+PRIOR_AT_ONCE = 4  # pictures of the model's own that are made together
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file with its captions; share: how often it comes, as a multiple of others."""
+
+    path: Path
+    captions: tuple[str, ...]
+    share: float = 1.0
+
+
+@dataclass
+class Parts:
+    """The model that a LoRA is trained for, as a host or the library has it.
+
+    model: its layers frozen, see `frozen`. encode: pixels [B,3,H,W] in [-1,1] -> scaled latents [B,C,h,w].
+    features: a text -> what the text encoder makes of it, [L,width]. decode: scaled latents -> pixels
+    [B,3,H,W] in [0,1]. names: of autoencoder and text encoder, as the caches shall know them.
+    factor: pixels to a cell of the latent.
+    """
+
+    model: S3DiT
+    encode: Callable[[Tensor], Tensor]
+    features: Callable[[str], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    names: tuple[str, str] = ("autoencoder", "text encoder")
+    factor: int = 8
+    streaming: Streaming | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does. resolution: the side of a square picture, in pixels; others have as many.
+
+    batch: pictures of a step. prior: captions of pictures that the model makes of itself before;
+    prior_share: of each batch. adapter: a LoRA file that is under the model while it trains, see `put_under`.
+    trigger: a word in front of each caption that lacks it.
+    """
+
+    plan: Plan
+    lora: lora.Settings = field(default_factory=lora.Settings)
+    noise: Noise = field(default_factory=Noise)
+    sampling: Sampling = field(default_factory=Sampling)
+    resolution: int = 1024
+    batch: int = 1
+    caption_dropout: float = 0.05
+    trigger: str = ""
+    prior: tuple[str, ...] = ()
+    prior_share: float = 0.5
+    checkpointing: bool = True
+    sample_every: int = 0  # steps; 0: none
+    sample_prompts: tuple[str, ...] = ()
+    adapter: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or not 0 <= self.caption_dropout < 1 or not 0 <= self.prior_share < 1:
+            raise ValueError(
+                f"batch {self.batch}, caption dropout {self.caption_dropout} and share of prior pictures "
+                f"{self.prior_share}: expected 1 or more, and 0 to below 1 twice"
+            )
+
+
+class Watch:
+    """Who looks on. What `step` raises ends the run, which keeps everything up to that step."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Before the first step: "pictures", "captions" or "prior", how many are done."""
+
+    def step(self, progress: Progress) -> None:
+        """After each step."""
+
+    def sample(self, step: int, prompt: str, pixels: Tensor) -> None:
+        """A picture [3,H,W] in [0,1] on the way."""
+
+
+class LoraRun:
+    """One run in its folder: `state`, `samples`, `cache` and its settings."""
+
+    def __init__(
+        self, parts: Parts, pictures: Sequence[Picture], settings: Settings, folder: Path, data: str = ""
+    ) -> None:
+        """data: a hash of the data set, for the settings. Raises ValueError for other settings."""
+        if not pictures:
+            raise ValueError("no pictures to train on")
+        self.parts, self.pictures, self.settings, self.folder = parts, pictures, settings, folder
+        self.cache = Cache(folder / "cache")
+        self._same_settings({**dataclasses.asdict(settings), "data": data})
+        self.changes: dict[str, lora.Change] = {}
+        self.given: list[lora.Given] = []
+
+    def _same_settings(self, facts: dict[str, Any]) -> None:
+        path, now = self.folder / "settings.json", _flat(json.loads(json.dumps(facts)))
+        if path.is_file() and any((self.folder / "state").glob("*.safetensors")):
+            before = json.loads(path.read_text("utf-8"))
+            for name in sorted({*before, *now} - MAY_CHANGE):
+                if before.get(name) != now.get(name):
+                    raise ValueError(
+                        f"the run {self.folder.name} was begun with {name} {before.get(name)!r}, now it is "
+                        f"{now.get(name)!r}: give this one another name, or delete {self.folder.name} to "
+                        "begin again"
+                    )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=1, ensure_ascii=False), "utf-8")
+
+    def train(self, watch: Watch | None = None, stop_at: int | None = None) -> dict[str, lora.Change]:
+        """Train, and leave the averaged changes in the model; they are returned. A stopped run goes on."""
+        watch, settings, parts = watch or Watch(), self.settings, self.parts
+        if settings.adapter:
+            weights = S3DiT(parts.model.config, device="meta").state_dict()
+            shapes = {name: value.shape for name, value in weights.items()}
+            self.given = lora.put_under(parts.model, fit_lora(read_lora(settings.adapter), shapes))
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.plan.seed)
+            self.changes = lora.inject(parts.model, settings.lora)
+        hooks = self._hooks()
+        task = Velocity(self.examples(watch), self.prior(watch, hooks), settings.noise, hooks)
+        prompts = [(prompt, self.features(prompt)) for prompt in settings.sample_prompts]
+
+        def after(progress: Progress) -> None:
+            watch.step(progress)
+            if settings.sample_every and progress.step % settings.sample_every == 0:
+                for number, (prompt, features) in enumerate(prompts):
+                    watch.sample(progress.step, prompt, self.picture(features, number, hooks))
+
+        averaged = fit(
+            trained(parts.model),
+            lambda step, generator: task.backward(parts.model, step, generator),
+            settings.plan,
+            self.folder / "state",
+            after,
+            stop_at,
+        )
+        with torch.no_grad():
+            for name, p in trained(parts.model).items():
+                p.copy_(averaged[name])
+        return self.changes
+
+    @property
+    def prior_count(self) -> int:
+        """How many of each batch the model made itself; at batch 1 there is one beside the other."""
+        share = self.settings.prior_share if self.settings.prior else 0
+        return max(1, round(self.settings.batch * share)) if share else 0
+
+    def _hooks(self) -> tuple[BlockHook, ...]:
+        if not (self.settings.checkpointing or self.parts.streaming):
+            return ()
+        return (Checkpointing(self.parts.model, self.parts.streaming),)
+
+    def picture(self, features: Tensor, seed: int, hooks: Sequence[BlockHook] = ()) -> Tensor:
+        """A sample [3,H,W] in [0,1] of the model with its changes as they are."""
+        side = self.settings.resolution // self.parts.factor
+        empty = self.features("") if self.settings.sampling.guidance else None
+        with self.without(self.given):
+            latent = draw(
+                self.parts.model, [features], (side, side), self.settings.sampling, [seed], empty, hooks
+            )
+        return self.parts.decode(latent)[0].float().cpu()
+
+    @contextmanager
+    def without(self, layers: Iterable[lora.Change | lora.Given]) -> Iterator[None]:
+        """As the model is used: without the adapter, and before without what is trained."""
+        for layer in layers:
+            layer.on = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.on = True
+
+    def features(self, text: str) -> Tensor:
+        """Of a text [L,width], kept on the disk."""
+        return self.cache.of(digest("text", self.parts.names[1], text), lambda: self.parts.features(text))
+
+    def captions(self, picture: Picture) -> tuple[str, ...]:
+        """With the trigger, where they lack it."""
+        trigger = self.settings.trigger.strip()
+        if not trigger:
+            return picture.captions
+        return tuple(
+            text if trigger.casefold() in text.casefold() else ", ".join(filter(None, (trigger, text)))
+            for text in picture.captions
+        )
+
+    def examples(self, watch: Watch) -> Batches:
+        settings, found = self.settings, []
+        for done, picture in enumerate(self.pictures):
+            watch.stage("pictures", done, len(self.pictures))
+            texts = self.captions(picture) or ("",)
+            features = tuple(self.features(text) for text in texts)
+            found.append(Example(self.latent(picture.path), features, picture.share))
+        watch.stage("pictures", len(self.pictures), len(self.pictures))
+        empty = self.features("") if settings.caption_dropout else None
+        count = max(1, settings.batch - self.prior_count)
+        return Batches(found, count, settings.plan.seed, settings.caption_dropout, empty)
+
+    def latent(self, path: Path) -> Tensor:
+        """Of a picture [C,h,w], in the size of its bucket, kept on the disk."""
+        content, pixels = path.read_bytes(), self.settings.resolution**2
+
+        def make() -> Tensor:
+            with Image.open(path) as opened:
+                picture = on_white(ImageOps.exif_transpose(opened))
+            size = bucket_of(picture.width, picture.height, pixels)
+            return self.parts.encode(resized(picture, size)[None])[0].float()
+
+        return self.cache.of(digest("picture", self.parts.names[0], str(pixels), content), make)
+
+    def prior(self, watch: Watch, hooks: Sequence[BlockHook]) -> Batches | None:
+        """Pictures that the model makes of itself, without what is trained; kept on the disk."""
+        settings = self.settings
+        if not settings.prior or not settings.prior_share:
+            return None
+        side, total = settings.resolution // self.parts.factor, len(settings.prior)
+        features = [self.features(text) for text in settings.prior]
+        facts = json.dumps(
+            [dataclasses.asdict(settings.sampling), side, *self.parts.names, self.model_name()]
+        )
+        names = [digest("prior", facts, str(at), text) for at, text in enumerate(settings.prior)]
+        empty = self.features("") if settings.sampling.guidance else None
+        found: list[Example] = []
+        with self.without([*self.given, *self.changes.values()]):
+            for start in range(0, total, PRIOR_AT_ONCE):
+                watch.stage("prior", start, total)
+                group = range(start, min(start + PRIOR_AT_ONCE, total))
+                rows = [features[at] for at in group]
+
+                @cache
+                def made(group: range = group, rows: list[Tensor] = rows) -> Tensor:
+                    return draw(self.parts.model, rows, (side, side), settings.sampling, group, empty, hooks)
+
+                for at, row in zip(group, rows, strict=True):
+                    latent = self.cache.of(names[at], lambda at=at, made=made: made()[at % PRIOR_AT_ONCE])
+                    found.append(Example(latent, (row,)))
+        watch.stage("prior", total, total)
+        return Batches(found, self.prior_count, settings.plan.seed + 1)
+
+    def model_name(self) -> str:
+        """Of the transformer, by some of its values."""
+        return digest(self.parts.model.x_pad_token.float().cpu().numpy().tobytes())
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGB; what is transparent becomes white."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in facts.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out

@@ -1,0 +1,57 @@
+"""The plain task: the velocity of a noised picture under its caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...model.hooks import BlockHook
+from ...model.s3dit import Prompt, S3DiT
+from ..batch import Batch, Batches, together
+from ..flow import Noise, noised, velocity_error
+
+
+@dataclass
+class Velocity:
+    """Batches of pictures, with some that the model made itself before, so that what it knew stays.
+
+    prior: those; each step has a batch of both.
+    """
+
+    examples: Batches
+    prior: Batches | None = None
+    noise: Noise = field(default_factory=Noise)
+    hooks: tuple[BlockHook, ...] = ()
+
+    def batches(self, step: int, generator: torch.Generator) -> list[Batch]:
+        """What a step is trained on; batches of pictures of one size each."""
+        batch = self.examples.draw(step, generator)
+        if self.prior is None:
+            return [batch]
+        return together(batch, self.prior.draw(step, generator))
+
+    def loss(self, model: S3DiT, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the velocity."""
+        like = model.x_pad_token
+        latents = batch.latents.float()
+        sigma = self.noise.draw(len(latents), latents[0, 0].numel() // model.config.patch_size**2, generator)
+        noisy, wanted = noised(latents, sigma, generator)
+        weights = self.noise.weights(sigma)
+        if batch.weights is not None:
+            weights = weights.view(-1, *[1] * (batch.weights.ndim - 1)) * batch.weights
+        captions = type(batch.captions)(batch.captions.features.to(like), batch.captions.lengths)
+        predicted = model(noisy.to(like), sigma.to(like.device), condition=Prompt(captions), hooks=self.hooks)
+        return velocity_error(predicted, wanted.to(like.device), weights)
+
+    def backward(self, model: S3DiT, step: int, generator: torch.Generator) -> float:
+        """Adds a step's gradients to the model's parameters; returns its loss."""
+        batches = self.batches(step, generator)
+        count = sum(len(batch.latents) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            part = self.loss(model, batch, generator) * (len(batch.latents) / count)
+            part.backward()
+            total += part.item()
+        return total

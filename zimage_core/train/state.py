@@ -1,0 +1,116 @@
+"""What a stopped run needs to go on: weights that train, their average, the optimisers' moments, the step.
+
+Safetensors with JSON in their metadata: nothing is unpickled. A state is written under another name first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+PATTERN = "step-*.safetensors"
+KEPT = 2
+SPARE = 1 << 26  # bytes that stay free on the disk
+
+
+@dataclass
+class State:
+    """Where a run stands. Tensors are those of the run itself, not copies."""
+
+    step: int
+    seconds: float
+    weights: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    moments: Sequence[Mapping[str, Any]]  # the optimisers' state_dict()
+
+
+def files(folder: Path) -> list[Path]:
+    """The states in a folder, the latest first."""
+    return sorted(folder.glob(PATTERN), reverse=True) if folder.is_dir() else []
+
+
+def save(folder: Path, state: State) -> Path:
+    """Write a state and delete all but the last two. Raises OSError where the disk is full."""
+    tensors: dict[str, Tensor] = {f"weight.{name}": value for name, value in state.weights.items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.items()}
+    numbers: list[dict[str, Any]] = []
+    for at, moments in enumerate(state.moments):
+        rest: dict[str, Any] = {"state": {}, "param_groups": moments["param_groups"]}
+        for index, values in moments["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"moment.{at}.{index}.{key}"] = value
+                else:
+                    rest["state"].setdefault(str(index), {})[key] = value
+        numbers.append(rest)
+    facts = {"step": state.step, "seconds": state.seconds, "optimizers": numbers}
+    folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / f"step-{state.step:08d}.safetensors", folder / ".step.part"
+    try:
+        # clones: an average may share memory with another tensor, which safetensors refuses
+        detached = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        save_file(detached, partial, {"training": json.dumps(facts)})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in files(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> State | None:
+    """The latest state that can be read, or None where there is none."""
+    for path in files(folder):
+        try:
+            return read(path, device)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s): going on from the state before it", path, error)
+    return None
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> State:
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        facts = json.loads((file.metadata() or {})["training"])
+        parts: dict[str, dict[str, Tensor]] = {"weight": {}, "average": {}, "moment": {}}
+        for key in file.keys():
+            kind, _, name = key.partition(".")
+            parts[kind][name] = file.get_tensor(key)
+    moments = []
+    for at, numbers in enumerate(facts["optimizers"]):
+        found: dict[int, dict[str, Any]] = {
+            int(index): dict(values) for index, values in numbers["state"].items()
+        }
+        for name, value in parts["moment"].items():
+            owner, index, key = name.split(".", 2)
+            if int(owner) == at:
+                found.setdefault(int(index), {})[key] = value
+        moments.append({"state": found, "param_groups": numbers["param_groups"]})
+    return State(int(facts["step"]), float(facts["seconds"]), parts["weight"], parts["average"], moments)
+
+
+def check_fits(state: State, parameters: Mapping[str, Tensor], folder: Path) -> None:
+    """Raises ValueError where a state is of a run that trains something else."""
+    found = {name: tuple(value.shape) for name, value in state.weights.items()}
+    wanted = {name: tuple(value.shape) for name, value in parameters.items()}
+    if found != wanted:
+        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        first = names[0]
+        raise ValueError(
+            f"the state in {folder} is of a run with other settings: {first} is {found.get(first)} there and "
+            f"{wanted.get(first)} here ({len(names)} differ). Give the run another name, or delete "
+            "that folder."
+        )
