@@ -171,17 +171,12 @@ def inject(model: S3DiT, settings: Settings) -> dict[str, Change]:
     found: dict[str, Change] = {}
     for path in _paths(model, settings):
         base = model.get_submodule(path)
-        change = KINDS[settings.kind](base, settings).to(next(_values(base, model)).device)
+        change = KINDS[settings.kind](base, settings).to(model.x_pad_token.device)
         model.set_submodule(path, change)
         found[path] = change
     if not found:
         raise ValueError(f"this model has no layers {settings.targets} in {', '.join(settings.stacks)}")
     return found
-
-
-def _values(base: nn.Module, model: nn.Module) -> Iterator[Tensor]:
-    yield from base.parameters()
-    yield from model.parameters()  # where a layer's weights are held elsewhere
 
 
 def _paths(model: S3DiT, settings: Settings) -> Iterator[str]:
@@ -338,8 +333,8 @@ def put_under(model: S3DiT, fit: LoraFit, strength: float = 1.0) -> list[Given]:
         up = up * (strength if alpha is None else strength * float(alpha) / len(down))
         path = target.removesuffix(".weight")
         base = model.get_submodule(path)
-        like = next(_values(base, model))
-        layer = Given(base, up.to(like.device, torch.bfloat16), down.to(like.device, torch.bfloat16))
+        where = model.x_pad_token.device
+        layer = Given(base, up.to(where, torch.bfloat16), down.to(where, torch.bfloat16))
         model.set_submodule(path, layer)
         given.append(layer)
     return given

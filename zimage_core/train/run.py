@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..acceleration.checkpointing import Checkpointing
@@ -24,6 +23,8 @@ from ..weights.lora import fit_lora, read_lora
 from . import lora
 from .batch import Batches, Example, bucket_of, resized
 from .cache import Cache, digest
+from .data.picture_files import flattened, open_picture
+from .data.records import PictureRecord
 from .flow import Noise
 from .plan import Plan
 from .samples import Sampling, draw
@@ -34,15 +35,6 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = {"plan.steps", "plan.save_seconds", "plan.save_steps", "sample_prompts", "sample_every"}
 PRIOR_AT_ONCE = 4  # pictures of the model's own that are made together
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file with its captions; share: how often it comes, as a multiple of others."""
-
-    path: Path
-    captions: tuple[str, ...]
-    share: float = 1.0
 
 
 @dataclass
@@ -113,7 +105,12 @@ class LoraRun:
     """One run in its folder: `state`, `samples`, `cache` and its settings."""
 
     def __init__(
-        self, parts: Parts, pictures: Sequence[Picture], settings: Settings, folder: Path, data: str = ""
+        self,
+        parts: Parts,
+        pictures: Sequence[PictureRecord],
+        settings: Settings,
+        folder: Path,
+        data: str = "",
     ) -> None:
         """data: a hash of the data set, for the settings. Raises ValueError for other settings."""
         if not pictures:
@@ -207,7 +204,7 @@ class LoraRun:
         """Of a text [L,width], kept on the disk."""
         return self.cache.of(digest("text", self.parts.names[1], text), lambda: self.parts.features(text))
 
-    def captions(self, picture: Picture) -> tuple[str, ...]:
+    def captions(self, picture: PictureRecord) -> tuple[str, ...]:
         """With the trigger, where they lack it."""
         trigger = self.settings.trigger.strip()
         if not trigger:
@@ -223,7 +220,8 @@ class LoraRun:
             watch.stage("pictures", done, len(self.pictures))
             texts = self.captions(picture) or ("",)
             features = tuple(self.features(text) for text in texts)
-            found.append(Example(self.latent(picture.path), features, picture.share))
+            share = picture.repeats * picture.weight
+            found.append(Example(self.latent(picture.path), features, share))
         watch.stage("pictures", len(self.pictures), len(self.pictures))
         empty = self.features("") if settings.caption_dropout else None
         count = max(1, settings.batch - self.prior_count)
@@ -234,8 +232,7 @@ class LoraRun:
         content, pixels = path.read_bytes(), self.settings.resolution**2
 
         def make() -> Tensor:
-            with Image.open(path) as opened:
-                picture = on_white(ImageOps.exif_transpose(opened))
+            picture = flattened(open_picture(path))
             size = bucket_of(picture.width, picture.height, pixels)
             return self.parts.encode(resized(picture, size)[None])[0].float()
 
@@ -273,14 +270,6 @@ class LoraRun:
     def model_name(self) -> str:
         """Of the transformer, by some of its values."""
         return digest(self.parts.model.x_pad_token.float().cpu().numpy().tobytes())
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white."""
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""The parts of a model in files, as a run needs them: the transformer frozen, encoders for the caches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..acceleration.small_card import resident_blocks, size_of
+from ..acceleration.streaming import RUN_STACKS, STEP_STACKS, Streaming, blocks_of, bytes_of, still
+from ..model.arithmetic import compute_dtype
+from ..model.autoencoder import AutoencoderKL
+from ..model.s3dit import S3DiT
+from ..model.text_encoder import Qwen3TextEncoder
+from ..prompt.template import load_tokenizer, tokenise
+from ..weights import load_autoencoder, load_text_encoder, read_transformer
+from .cache import digest
+from .frozen import from_checkpoint
+from .run import Parts
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the parts of a model are."""
+
+    transformer: Path
+    text_encoder: Path
+    autoencoder: Path
+    tokenizer: Path
+
+
+LAYOUTS = (  # names of the parts in a model's folder: of diffusers, of this project's own models
+    ("transformer", "text_encoder", "vae", "tokenizer"),
+    ("transformer.safetensors", "text_encoder.safetensors", "autoencoder.safetensors", "tokenizer"),
+)
+
+
+def files_in(folder: Path) -> Files:
+    """Of a model's folder. Raises FileNotFoundError where it is none."""
+    for names in LAYOUTS:
+        if all((folder / name).exists() for name in names):
+            return Files(*(folder / name for name in names))
+    raise FileNotFoundError(
+        f"{folder} is no model's folder: expected {', '.join(LAYOUTS[0])} or {', '.join(LAYOUTS[1])} in it"
+    )
+
+
+def name_of(path: Path) -> str:
+    """Of a file or folder of weights, for caches: another one of that name differs in size or time."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in found if f.is_file()]
+    return digest(json.dumps(facts))
+
+
+def from_files(files: Files, device: torch.device | str = "cpu") -> tuple[Parts, str]:
+    """The parts, and which variant the transformer is: Turbo, Base or omni.
+
+    Encoders are read when the first picture or text needs them, and leave the device after each use.
+    """
+    device = torch.device(device)
+    checkpoint = read_transformer(files.transformer)
+    model = from_checkpoint(checkpoint, device)
+    encoders: dict[str, Callable] = {}
+
+    def autoencoder() -> AutoencoderKL:
+        if "picture" not in encoders:
+            encoders["picture"] = load_autoencoder(files.autoencoder)
+        return encoders["picture"]
+
+    def language() -> tuple[Qwen3TextEncoder, object]:
+        if "text" not in encoders:
+            encoders["text"] = load_text_encoder(files.text_encoder), load_tokenizer(files.tokenizer)
+        return encoders["text"]
+
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Tensor:
+        network = autoencoder().to(device)
+        latents = network.to_model(network.encode(pixels.to(device, _computes(network))).mode())
+        network.to("cpu")
+        return latents
+
+    @torch.no_grad()
+    def decode(latents: Tensor) -> Tensor:
+        network = autoencoder().to(device)
+        pixels = network.decode(network.from_model(latents).to(_computes(network))).float()
+        network.to("cpu")
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def features(text: str) -> Tensor:
+        network, tokenizer = language()
+        network.to(device)
+        found = network(tokenise(tokenizer, [text], None).input_ids.to(device))[0]
+        network.to("cpu")
+        return found
+
+    names = name_of(files.autoencoder), name_of(files.text_encoder)
+    return Parts(model, encode, features, decode, names), checkpoint.variant
+
+
+def _computes(network: torch.nn.Module) -> torch.dtype:
+    like = next(network.parameters())
+    return compute_dtype(like.dtype, like.device)
+
+
+def streamed(model: S3DiT, vram: str, device: torch.device | str = "cuda", activations: int = 0) -> Streaming:
+    """Weights come to the device block by block, as far as they do not fit into so much of it.
+
+    The model is in the computer's memory; what is not streamed is moved. activations: bytes for the rest.
+    """
+    device, steps = torch.device(device), blocks_of(model, STEP_STACKS, still)
+    blocks = steps | blocks_of(model, RUN_STACKS, still)
+    sizes = {key: bytes_of(weights) for key, weights in blocks.items()}
+    rest = bytes_of(list(model.parameters())) - sum(sizes.values())
+    room = size_of(vram) - rest - activations
+    resident = resident_blocks({key: sizes[key] for key in steps}, room)
+    away = {id(weight) for key in blocks.keys() - resident for weight in blocks[key]}
+    for weight in model.parameters():
+        if id(weight) not in away:
+            weight.data = weight.data.to(device)
+    return Streaming(model, device, resident, training=True)
