@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import replace
+from unittest import mock
 
 import torch
 from transformers import DynamicCache, Qwen3ForCausalLM
 
 from bench import limits
-from bench.operators import Operator, Operators, called_by
+from bench.networks import inputs, our_run
+from bench.operators import OTHER, Operator, Operators, called_by
+from bench.rates import H200
 from bench.rows import row
 from tests.core.peers import diffusers_of, diffusers_velocity, qwen3_config
 from tests.core.random_models import TINY, random_inputs, random_s3dit
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiT, S3DiTConfig
 from zimage_core.conditions.packed import Packed
+from zimage_core.model import fused
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
 from zimage_core.model.sequence import Captions
@@ -56,6 +60,27 @@ def forward_rows() -> list[dict]:
         row(f"{label}: bytes written", bytes_written, "x", "<= 1.05", "diffusers"),
         row(f"{label}: FLOPs", flops / expected, "x", "<= 1.02", "the formula"),
     ]
+
+
+def card_rows() -> list[dict]:
+    """What a later step at 1024x1024 has on an H200 beside products and attention."""
+    meta = torch.device("meta")
+    fused.look_for_kernels(meta)  # which is done once, and not again in the forwards below
+    model, rows = S3DiT(S3DiTConfig(), device=meta, dtype=torch.bfloat16), []
+    for form, ready, bars in (
+        ("by kernels", {meta}, ("<= 5.4", "<= 215")),
+        ("by torch alone", set(), ("<= 10.6", "<= 537")),
+    ):
+        run = our_run(model, *inputs(model.config, 1024, "meta", torch.bfloat16), RunMemo())
+        with mock.patch.object(fused, "READY", ready):
+            for sigma in (torch.empty(1, device=meta), torch.empty(1, device=meta)):
+                calls = called_by(lambda run=run, sigma=sigma: run(sigma))
+        others = [call for call in calls if call.kind == OTHER]
+        milliseconds = 1000 * sum(H200.seconds(call) for call in others)
+        label = f"bf16 step, 1024x1024, {OTHER} {form}"
+        rows.append(row(f"{label}: predicted on an H200", milliseconds, "ms", bars[0]))
+        rows.append(row(f"{label}: operators", len(others), "", bars[1]))
+    return rows
 
 
 def guided_rows() -> list[dict]:
@@ -120,4 +145,4 @@ def token_rows() -> list[dict]:
 
 @torch.no_grad()
 def run() -> list[dict]:
-    return [*forward_rows(), *token_rows(), *guided_rows(), *run_rows()]
+    return [*forward_rows(), *card_rows(), *token_rows(), *guided_rows(), *run_rows()]

@@ -65,9 +65,10 @@ class Operators(TorchDispatchMode):
 
 
 class OneKernel(TorchFunctionMode):
-    """RMS norm and attention as cards run them, one kernel each.
+    """Norms and attention as cards run them, one kernel each.
 
-    On the meta device torch would take them apart. To be entered before `operators`, which gets them.
+    On the meta device torch would take them apart. To be entered before `operators`, which gets them. Torch's
+    own kernels for norms copy what is not contiguous before they read it: heads of q and k, for instance.
     """
 
     def __init__(self, operators: Operators) -> None:
@@ -80,6 +81,8 @@ class OneKernel(TorchFunctionMode):
             return self.attention(*args, **kwargs)
         if func in (F.rms_norm, torch.rms_norm):
             return self.norm(func, *args, **kwargs)
+        if func is F.layer_norm:
+            return func(args[0].contiguous(), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
     def attention(
@@ -99,6 +102,7 @@ class OneKernel(TorchFunctionMode):
     ) -> Tensor:
         if weight is not None and weight.dtype != input.dtype:  # torch has no such kernel
             return func(input, shape, weight, eps)
+        input = input.contiguous()
         out = torch.empty_like(input)
         read = bytes_of(t for t in (input, weight) if t is not None)
         self.calls.append(Operator("rms_norm", OTHER, "", 0, read, bytes_of([out])))

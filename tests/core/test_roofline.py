@@ -93,6 +93,8 @@ CASES = {  # what runs: operators beside products, bytes read, bytes written
     "cast": (lambda: X.float(), 1, 64, 128),
     "into": (lambda: torch.add(X, X, out=torch.empty_like(X)), 1, 128, 64),
     "norm": (lambda: F.rms_norm(X, (8,), ROW, 1e-5), 1, 80, 64),
+    "norm of what lies apart": (lambda: F.rms_norm(X[:, :4], (4,), ROW[:4], 1e-5), 2, 32 + 32 + 8, 32 + 32),
+    "layer norm of the same": (lambda: F.layer_norm(X[:, :4], (4,)), 2, 32 + 32, 32 + 32 + 16 + 16),
     "two results": (lambda: torch.var_mean(X.float(), dim=-1), 2, 64 + 128, 128 + 16 + 16),
     "views": (lambda: X.t().reshape(2, 16).unsqueeze(0).chunk(2), 1, 64, 64),  # one has to copy
     "only views": (lambda: (X.view(2, 16), X[None], X.expand(2, 4, 8), X.split(2), X.detach()), 0, 0, 0),

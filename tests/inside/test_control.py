@@ -15,11 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit, randomise, relative
+from tests.core.test_no_waiting import NoWaiting
 from tests.host import matrix
 from tests.host.inside import extension_module
 from tests.host.packs import small_native
@@ -224,6 +226,61 @@ def test_it_steers_between_start_and_end_only(model, steered, start: float, end:
     made, plain = (sampled(each, POSITIVE, NEGATIVE, steps=8) for each in (patcher, model()))
     assert len(calls) == steps
     assert torch.equal(made, plain) == (steps == 0)
+
+
+def cached_before(patcher: ModelPatcher) -> ModelPatcher:
+    """What leaves steps out of a run, put on a MODEL before its control."""
+    return extension_module("nodes.host.running.step_cache").with_step_cache(patcher)
+
+
+def lazy_before(patcher: ModelPatcher) -> ModelPatcher:
+    """Another node's: it leaves predictions out where no step cache of ours can tell."""
+    clone, calls = patcher.clone(), []
+
+    def every_other(executor, x, *args, **kwargs):
+        calls.append(1)
+        return x * 0.9 if len(calls) % 2 else executor(x, *args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "every_other", every_other)
+    return clone
+
+
+@pytest.mark.parametrize(
+    ("before", "sampler", "waits"),
+    [
+        (None, "euler", False),
+        (None, "dpmpp_2m", False),
+        (cached_before, "euler", False),
+        (lazy_before, "euler", True),
+        (None, "heun", True),
+    ],
+)
+def test_steps_know_whether_it_steers_without_waiting(
+    model, steered, monkeypatch: pytest.MonkeyPatch, before, sampler: str, waits: bool
+) -> None:
+    """In 16 guided steps; where others predict more or less often than once a step, the sigma is read."""
+    start, end, seen, waited = 0.25, 0.75, [], []
+    patcher = steered(before(model()) if before else model(), start=start, end=end)
+    at = host.ZImageControlPatch.at
+
+    def watched(*args):
+        try:
+            with NoWaiting():
+                made = at(*args)
+        except AssertionError:
+            waited.append(1)
+            made = at(*args)
+        seen.append((float(args[2]["sigmas"][0]), made is not None))
+        return made
+
+    monkeypatch.setattr(host.ZImageControlPatch, "at", watched)
+    inputs = (16, 3.0, sampler, "simple", POSITIVE, NEGATIVE, torch.zeros_like(noise_of()))
+    comfy.sample.sample(patcher, noise_of(), *inputs, disable_pbar=True, seed=SEED)
+    sampling = patcher.get_model_object("model_sampling")
+    first, last = (sampling.percent_to_sigma(percent) for percent in (start, end))
+    assert {steers for _, steers in seen} == {True, False}
+    assert all(steers == (last < sigma - 1e-5 <= first) for sigma, steers in seen)
+    assert bool(waited) == waits
 
 
 def test_no_strength_is_the_model_itself(model, steered) -> None:

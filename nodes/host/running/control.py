@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....zimage_core.conditions.control import Control, ControlNet, control_latent, filled
 from ....zimage_core.model.memo import StepMemo
+from .levels import sigma_now, with_levels
 from .one_pass import CONTROLS
 from .parts import Part, report_lost
 from .s3dit import HostAttention, HostS3DiT
@@ -43,6 +44,7 @@ def controlled(model: Any, patch: ZImageControlPatch) -> Any:
     clone.set_model_patch(patch, CONTROLS)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, CONTROLS)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CONTROLS, _prepare)
+    with_levels(clone)
     return clone
 
 
@@ -125,8 +127,10 @@ class ZImageControlPatch:
         """
         start, end = self.sigmas
         if self.percents != (0.0, 1.0):
-            step = transformer_options["sigmas"]
-            sigma = self.sigma.once(step, (), lambda: float(step[0]))
+            sigma = sigma_now(transformer_options)
+            if sigma is None:
+                step = transformer_options["sigmas"]
+                sigma = self.sigma.once(step, (), lambda: float(step[0]))
             if not end < sigma - SAME_SIGMA <= start:
                 return None
         different = tuple(dict.fromkeys(parts or (Part(),)))

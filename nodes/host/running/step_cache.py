@@ -11,18 +11,15 @@ from itertools import pairwise
 from typing import Any
 
 import comfy.model_sampling
-from comfy.k_diffusion import sampling
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....zimage_core.acceleration.step_cache import StepCache
 from .control import SAME_SIGMA
+from .levels import PLAIN, predicts_once_a_step, with_levels
 from .s3dit import CONTROLS
 
 KEY = "zimage_step_cache"
-# Samplers that ask for one prediction a step and add no noise.
-PLAIN = ("euler", "res_multistep", "dpmpp_2m", "ipndm", "ipndm_v", "deis", "lms")
-PLAIN_FUNCTIONS = {getattr(sampling, f"sample_{name}", None) for name in PLAIN} - {None}
 OTHER_CACHES = "easycache"  # where the host's EasyCache and LazyCache keep theirs
 STILL_WINDOWS = ("standard_static", "batched")  # context windows that are the same in every step
 
@@ -33,6 +30,7 @@ def with_step_cache(model: Any) -> Any:
     Each run says under its node how many it computed, or why all of them.
     """
     clone = model.clone()
+    with_levels(clone)  # which has to see the steps that are left out too
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _run)
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict)
     return clone
@@ -71,8 +69,8 @@ def _predict(
 
 def _problems(sampler: Any, guider: Any, levels: list[float], options: dict) -> Iterator[str]:
     """Why steps of this run cannot be left out."""
-    function = getattr(sampler, "sampler_function", None)
-    if function not in PLAIN_FUNCTIONS or getattr(sampler, "extra_options", {}).get("s_churn"):
+    if not predicts_once_a_step(sampler):
+        function = getattr(sampler, "sampler_function", None)
         name = getattr(function or type(sampler), "__name__", "").removeprefix("sample_")
         yield f"{name} adds noise or predicts more than once a step (use {', '.join(PLAIN)})"
     if not isinstance(guider.inner_model.model_sampling, comfy.model_sampling.CONST):
