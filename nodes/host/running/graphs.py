@@ -9,7 +9,7 @@ from typing import Any
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ....zimage_core.acceleration.graphs import Graphs
+from ....zimage_core.acceleration.graphs import Graphs, layers
 from ....zimage_core.model.hooks import BlockHook
 from ....zimage_core.model.sequence import Prepared, Time
 from .one_pass import packs
@@ -51,11 +51,13 @@ def step_by_graph(
 
 def in_weights(network: nn.Module, x: Tensor) -> str:
     """What keeps a layer's weights from lying still, in words."""
-    for name, layer in network.named_modules():
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            return f"{name} is looked at"
-        if any(getattr(layer, kind, ()) for kind in CHANGING):
+    device = x.device
+    for own in layers(network):
+        if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            return "a layer is looked at"
+        if any(own.get(kind) for kind in CHANGING):
             return "a LoRA is applied as the model runs"
-        if hasattr(layer, STREAMED) or any(p.device != x.device for p in layer.parameters(recurse=False)):
+        parameters = own["_parameters"].values()
+        if STREAMED in own or any(p is not None and p.device != device for p in parameters):
             return "the model is streamed to the card"
     return ""
