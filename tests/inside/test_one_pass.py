@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
+import torch.nn.functional as F
+from comfy.ldm.modules import attention as host_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
@@ -81,6 +84,30 @@ def test_one_call_a_step_makes_the_same_latents(model, size: tuple[int, int], ba
     assert relative(together, apart) <= CLOSE
     native, _ = guided(small_native.patcher(NETWORK.state_dict()), noise=noise)
     assert relative(together, native) <= CLOSE
+
+
+def test_a_kernel_for_both_where_attention_is_left_to_torch(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not where the user has chosen another one."""
+    backends, calls = extension_module("zimage_core.model.backends"), []
+    here = (str(management.get_torch_device()), None)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object) -> Tensor:
+        calls.append(starts.tolist())
+        parts = [tuple(t[a:b].transpose(0, 1) for t in (q, k, v)) for a, b in pairwise(starts.tolist())]
+        return torch.cat([F.scaled_dot_product_attention(*part).transpose(0, 1) for part in parts])
+
+    expected, _ = guided(model)
+    monkeypatch.setattr(backends, "CHOSEN", {here: None})
+    monkeypatch.setattr(backends, "PACKED", {here: kernel})
+    monkeypatch.setattr(backends, "HALF", (torch.float32,))
+    monkeypatch.setattr(host_attention, "optimized_attention_masked", host_attention.attention_pytorch)
+    made, both = guided(model)
+    assert both == TOGETHER and relative(made, expected) <= CLOSE
+    assert {len(starts) for starts in calls} == {3}
+    calls.clear()
+    monkeypatch.setattr(host_attention, "optimized_attention_masked", host_attention.attention_sub_quad)
+    made, both = guided(model)
+    assert both == TOGETHER and relative(made, expected) <= CLOSE and not calls
 
 
 def test_by_accelerate(model) -> None:

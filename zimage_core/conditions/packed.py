@@ -11,13 +11,15 @@ another are the same with every caption: they are refined once, and each sequenc
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..model import backends
+from ..model.attention import Attention
 from ..model.hooks import BlockHook
 from ..model.memo import RunMemo
 from ..model.s3dit import Condition, Prompt, S3DiT
@@ -51,14 +53,15 @@ class Packed:
         parts = [part(condition) for condition in self.conditions]
         if any(part.clean is not None for part in parts):
             raise ValueError("conditions with reference images cannot be packed: run one after the other")
-        attend = model.layers[0].attention.attend  # blocks differ by their weights, which it does not read
-        rows, columns = model.patches(x)
+        attention = model.layers[0].attention  # blocks differ by their weights, which none of it reads
+        height, width = model.patches(x)
         grids = {getattr(condition, "prompt", condition).grid for condition in self.conditions}
-        once = rows * columns % model.config.pad_multiple == 0 and len(grids) == 1
+        once = height * width % model.config.pad_multiple == 0 and len(grids) == 1
+        rows = parts[0].text.shape[0]
         return PackedPrepared(
             text=torch.cat([part.text for part in parts], dim=1),
-            image=parts[0].image if once else joined([part.image for part in parts], attend),
-            joint=joined([part.joint for part in parts], attend),
+            image=parts[0].image if once else joined([part.image for part in parts], attention, rows),
+            joint=joined([part.joint for part in parts], attention, rows),
             lengths=tuple(part.text.shape[1] for part in parts),
             once=once,
         )
@@ -144,16 +147,23 @@ class Segments(NamedTuple):
 
     lengths: tuple[int, ...]
     biases: tuple[Tensor | None, ...]
-    attend: Callable  # as of Span, for one part
+    starts: Tensor | None  # of the parts of all rows, where there is a kernel for all of them at once
+    attention: Attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict) -> Tensor:
+        if self.starts is not None:
+            out = self.attention.attend_within(q, k, v, self.starts, max(self.lengths), options)
+            if out is not None:
+                return out
         parts = zip(*(t.split(self.lengths, dim=1) for t in (q, k, v)), self.biases, strict=True)
-        return torch.cat([self.attend(*part, options) for part in parts], dim=1)
+        return torch.cat([self.attention.attend(*part, options) for part in parts], dim=1)
 
 
-def joined(parts: Sequence[Span], attend: Callable) -> Span:
-    """Spans of sequences -> that of these one behind the other."""
+def joined(parts: Sequence[Span], attention: Attention, rows: int) -> Span:
+    """Spans of sequences -> that of these one behind the other, in so many rows."""
     batch = max(part.freqs.shape[0] for part in parts)
     freqs = [part.freqs.expand(batch, *part.freqs.shape[1:]) for part in parts]
     lengths, biases = tuple(each.shape[1] for each in freqs), tuple(part.bias for part in parts)
-    return Span(torch.cat(freqs, dim=1), attend=Segments(lengths, biases, attend))
+    masked = any(bias is not None for bias in biases)
+    starts = None if masked else backends.starts(lengths * rows, freqs[0].device)
+    return Span(torch.cat(freqs, dim=1), attend=Segments(lengths, biases, starts, attention))

@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
-from .backends import attention
+from .backends import attention, within
 from .fused import turned
 from .sequence import NO_WEIGHTS, Span, Weights
 
@@ -66,6 +66,13 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict) -> Tensor:
         """Of q, k and v as `heads_of` gives them, normed and turned to their positions: [B, S, heads * D]."""
         return attention(q, k, v, bias).flatten(2)
+
+    def attend_within(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, options: dict
+    ) -> Tensor | None:
+        """The same of sequences one behind the other, see backends.within; None: `attend` is for each."""
+        out = within(q, k, v, starts, longest)
+        return None if out is None else out.flatten(2)
 
     def by_head(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three as [B, heads, S, D], k and v repeated where heads share them."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -28,11 +29,14 @@ HAS_PRIORITIES = "set_priority" in inspect.signature(sdpa_kernel).parameters
 CUDNN = 91500  # the first version without the errors for which torch itself leaves it out
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # [B, S, H, D] each -> [B, S, H, D]
+# q, k, v [T, H, D], where sequences begin and the last ends (int32), the longest, in q and k -> [T, H, D]
+Varlen = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor | tuple]
 CHOSEN: dict[tuple[str, int | None], Attend | None] = {}  # by the type and number of a device
+PACKED: dict[tuple[str, int | None], Varlen | None] = {}  # for sequences one behind the other
 
 
 class Architecture(NamedTuple):
-    """What is faster there than torch's own choice: a package's flash_attn_func, or cuDNN through torch."""
+    """What is faster there than torch's own choice: a package's functions, or cuDNN through torch."""
 
     package: str | None
     cudnn: bool
@@ -81,7 +85,8 @@ def by_package(attend: Callable[..., Tensor | tuple]) -> Attend:
 def look_at(device: torch.device) -> None:
     """Finds out what this device's tokens go through from now on; before a forward, not in a compiled one."""
     if (device.type, device.index) not in CHOSEN:
-        CHOSEN[device.type, device.index] = chosen(capability(device))
+        found = capability(device)
+        CHOSEN[device.type, device.index], PACKED[device.type, device.index] = chosen(found), packs(found)
 
 
 def faster(device: torch.device) -> Attend | None:
@@ -91,18 +96,35 @@ def faster(device: torch.device) -> Attend | None:
 
 def chosen(capability: int | None) -> Attend | None:
     package, cudnn = FASTER.get(capability, Architecture(None, False))
-    if package is not None and (attend := flash(package)) is not None:
+    if (attend := function(package, "flash_attn_func")) is not None:
         return by_package(attend)
-    return cudnn_first if cudnn and HAS_PRIORITIES and cudnn_version() >= CUDNN else None
+    return cudnn_first if cudnn and has_cudnn() else None
+
+
+def packs(capability: int | None) -> Varlen | None:
+    """What takes sequences one behind the other. Torch's is FlashAttention 2: where cuDNN is faster, None."""
+    if capability not in FASTER:
+        return None
+    package, cudnn = FASTER[capability]
+    if (attend := function(package, "flash_attn_varlen_func")) is not None:
+        return attend
+    if (cudnn and has_cudnn()) or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    return function("torch.nn.attention.varlen", "varlen_attn")
+
+
+def has_cudnn() -> bool:
+    return HAS_PRIORITIES and cudnn_version() >= CUDNN
 
 
 def cudnn_version() -> int:
     return torch.backends.cudnn.version() or 0
 
 
-def flash(package: str) -> Callable | None:
+def function(module: str | None, name: str) -> Callable | None:
+    """Of an optional module, or None."""
     try:
-        return importlib.import_module(package).flash_attn_func
+        return getattr(importlib.import_module(module), name) if module else None
     except (ImportError, AttributeError, OSError):  # also built for another torch
         return None
 
@@ -110,3 +132,23 @@ def flash(package: str) -> Callable | None:
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention of q [B, S, H, D] on k and v [B, S, H or fewer, D]: [B, S, H, D]."""
     return (faster(q.device) or by_torch)(q, k, v, bias)
+
+
+def starts(lengths: Sequence[int], device: torch.device) -> Tensor | None:
+    """Of sequences one behind the other, for `within`; None where this card has no kernel for them."""
+    if PACKED.get((device.type, device.index)) is None:
+        return None
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def within(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int) -> Tensor | None:
+    """Attention of each sequence within itself, q [B, S, H, D]; None: the kernel does not take these.
+
+    starts: of all sequences in B * S tokens, and where the last ends; longest: tokens of the longest.
+    """
+    if q.dtype not in HALF or q.shape[2] != k.shape[2]:
+        return None
+    attend = PACKED[q.device.type, q.device.index]
+    flat = (t.flatten(0, 1) for t in (q, k, v))
+    out = attend(*flat, starts, starts, longest, longest)
+    return (out[0] if isinstance(out, tuple) else out).unflatten(0, q.shape[:2])

@@ -82,7 +82,7 @@ class HostAttention(InPlace, Attention):
 
     def forward(self, x: Tensor, span: Span, weights: Weights = NO_WEIGHTS) -> Tensor:
         if isinstance(span.attend, Segments):  # each module may prefer an attention of its own
-            span = span._replace(attend=span.attend._replace(attend=self.attend))
+            span = span._replace(attend=span.attend._replace(attention=self))
         changes = span.options.get("patches", {}).get("attn1_patch", ())
         if not changes or "block_index" not in span.options:
             return super().forward(x, span, weights)
@@ -129,6 +129,14 @@ class HostAttention(InPlace, Attention):
             for patch in options.get("patches", {}).get("attn1_output_patch", ()):
                 out = patch(out, self.extra_options(options))
         return out
+
+    def attend_within(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, options: dict
+    ) -> Tensor | None:
+        preferred = getattr(self, "comfy_attention", None) if prefers() else None
+        if not left_to_torch(host_attention.optimized_attention_masked, preferred, options):
+            return None
+        return super().attend_within(q, k, v, starts, longest, options)
 
     def extra_options(self, options: dict) -> dict:
         return {**options, "n_heads": self.heads, "dim_head": self.head_dim}
