@@ -134,7 +134,7 @@ def test_quantised_weights_are_recorded(
     model: ModelPatcher, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    narrow = eight_bit.in_eight_bits(model, kind)
+    narrow = eight_bit.in_eight_bits(model, eight_bit.weights_for(model, kind), kind)
     fast, _ = recorded(narrow)
     assert torch.equal(picture(fast), picture(narrow))
     assert "3 of 4 forwards by CUDA graphs" in caplog.text

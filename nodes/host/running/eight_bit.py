@@ -9,8 +9,9 @@ import comfy.quant_ops
 import comfy.utils
 import torch
 
-from ....zimage_core.weights import WeightsError, read_transformer
+from ....zimage_core.weights import read_transformer
 from ....zimage_core.weights.convert import in_memory
+from ....zimage_core.weights.layerwise import Layerwise
 from .accelerate import KEY as ACCELERATED
 from .accelerate import NotZImage
 from .merged import merged_weights, not_merged
@@ -34,28 +35,25 @@ def eight_bit_kind() -> str | None:
     return "int8" if capability >= (8, 0) else None
 
 
-def why_not_eight_bits(model: Any, kind: str | None) -> str:
-    """A reason, or nothing."""
+def weights_for(model: Any, kind: str | None) -> Layerwise:
+    """Of a MODEL, to be made 8 bits. Raises NotZImage or WeightsError with the reason why they cannot be."""
     if kind is None:
-        return "this machine has no card with 8-bit units that ComfyUI uses"
+        raise NotZImage("this machine has no card with 8-bit units that ComfyUI uses")
     if FORMATS[kind] not in comfy.quant_ops.QUANT_ALGOS:
-        return f"this ComfyUI does not compute in {kind}, newer ones do"
+        raise NotZImage(f"this ComfyUI does not compute in {kind}, newer ones do")
     if notes := not_merged(model):
-        return notes[0].rstrip(".")
-    try:
-        weights = merged_weights(model)
-    except (NotZImage, WeightsError) as error:
-        return str(error).rstrip(".")
+        raise NotZImage(notes[0])
+    weights = merged_weights(model)
     if weights.stored_as:
-        return "this MODEL is stored in fewer than 16 bits already"
-    return ""
+        raise NotZImage("this MODEL is stored in fewer than 16 bits already")
+    return weights
 
 
-def in_eight_bits(model: Any, kind: str) -> Any:
+def in_eight_bits(model: Any, weights: Layerwise, kind: str) -> Any:
     """A new MODEL of the same weights with their LoRAs; what else hangs on the old one hangs on it."""
     from ..loading.model import patcher_of  # here: loading knows how models run
 
-    weights, bar = merged_weights(model), comfy.utils.ProgressBar(100)
+    bar = comfy.utils.ProgressBar(100)
 
     def progress(done: int, total: int) -> None:
         management.throw_exception_if_processing_interrupted()

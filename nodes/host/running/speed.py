@@ -12,8 +12,9 @@ import torch
 from ....zimage_core.acceleration.compiled import Compiled
 from ....zimage_core.acceleration.graphs import Graphs
 from ....zimage_core.model import backends, fused
-from .accelerate import accelerated
-from .eight_bit import KINDS, eight_bit_kind, in_eight_bits, why_not_eight_bits
+from ....zimage_core.weights import WeightsError
+from .accelerate import NotZImage, accelerated
+from .eight_bit import KINDS, eight_bit_kind, in_eight_bits, weights_for
 from .graphs import with_graphs
 from .one_pass import COMPILED
 from .step_cache import with_step_cache
@@ -85,10 +86,11 @@ def why_not_compiled() -> str:
 def eight_bit(model: Any) -> Made:
     """The blocks' matrices and what they multiply in 8 bits, by the card's own units."""
     kind = eight_bit_kind()
-    reason = why_not_eight_bits(model, kind)
-    if reason:
-        return exact_instead(model, "8 bits", reason)
-    return in_eight_bits(model, kind), [f"8 bits: {KINDS[kind]}"]
+    try:
+        weights = weights_for(model, kind)
+    except (NotZImage, WeightsError) as error:
+        return exact_instead(model, "8 bits", str(error).rstrip("."))
+    return in_eight_bits(model, weights, kind), [f"8 bits: {KINDS[kind]}"]
 
 
 def cache(model: Any) -> Made:
