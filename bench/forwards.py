@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.cases import Case
 from bench.networks import CAPTION, Run, diffusers_run, inputs, native, native_run, normal_weights, our_run
-from bench.paired import measure, rows
+from bench.paired import Measured, measure, rows
 from bench.scale import Scale
 from bench.timing import Call, clock
 from tests.core.peers import diffusers_of
 from zimage_core import S3DiT, S3DiTConfig
+from zimage_core.acceleration.graphs import Capture, Graphs
 from zimage_core.model.memo import RunMemo
 
 # The order in which hosts try attention kernels on cards, from some version between 0.3.75 and 0.33.0 on.
@@ -30,11 +33,12 @@ FLASH_FIRST = [
     SDPBackend.MATH,
 ]
 AS_NEWER_HOSTS = "native, flash first"
+BY_GRAPH = "ours, graphs"
 GPU_BARS = {
-    512: {AS_NEWER_HOSTS: "<= 0.70"},
     1024: {AS_NEWER_HOSTS: "<= 0.77", "diffusers": "<= 0.72"},
     2048: {AS_NEWER_HOSTS: "<= 0.69"},
 }
+GRAPH_BARS = {512: {AS_NEWER_HOSTS: "<= 0.70"}}  # at small sizes cards wait for the processor
 
 
 def best_attention(q: torch.Tensor) -> Call:
@@ -94,10 +98,28 @@ def flash_first(run: Run) -> Run:
     return attending
 
 
-def forwards(model: S3DiT, pixels: int, device: str, peers: dict[str, nn.Module]) -> dict[str, Call]:
+def by_graph(model: S3DiT, run: Run, capture: Capture | None) -> Run:
+    graphs = Graphs(capture)
+
+    def replayed(sigma: torch.Tensor) -> torch.Tensor:
+        model.graphs = graphs
+        try:
+            return run(sigma)
+        finally:
+            model.graphs = None  # the others run on the same weights
+
+    return replayed
+
+
+def forwards(
+    model: S3DiT, pixels: int, device: str, peers: dict[str, nn.Module], capture: Capture | None = None
+) -> dict[str, Call]:
+    """capture: what stands in for CUDA graphs on a CPU; without it there are none."""
     given = inputs(model.config, pixels, device, model.dtype)
     ours = our_run(model, *given, RunMemo())
     runs = {"ours": ours, "ours again": ours, "ours, nothing kept": our_run(model, *given)}
+    if device == "cuda" or capture is not None:
+        runs[BY_GRAPH] = by_graph(model, our_run(model, *given, RunMemo()), capture)
     if "native" in peers:
         runs["native"] = native_run(peers["native"], *given)
         if device == "cuda":
@@ -111,6 +133,19 @@ def forwards(model: S3DiT, pixels: int, device: str, peers: dict[str, nn.Module]
     return {**calls, "limit": limit(model.config, (pixels // 16) ** 2, device, model.dtype)}
 
 
+def compared(found: Measured, device: str, dtype: torch.dtype, pixels: int, **size: Any) -> Iterator[dict]:
+    """Of `forwards`: ours beside the others, and ours by a graph beside the same."""
+    kinds = {"forward": ("ours", GPU_BARS), "forward_by_graph": (BY_GRAPH, GRAPH_BARS)}
+    for name, (ours, bars) in kinds.items():
+        other = ({BY_GRAPH} if ours == "ours" else {"ours again", "ours, nothing kept"}) & found.times.keys()
+        if ours in found.times:
+            times = {call: seconds for call, seconds in found.times.items() if call not in other}
+            case = Case(name, short(dtype), pixels=pixels, **size)
+            yield from rows(
+                case, device_name(device), replace(found, times=times), bars.get(pixels, {}), ours
+            )
+
+
 @torch.no_grad()
 def forward_rows(scale: Scale, host: bool, until: float = math.inf) -> Iterator[dict]:
     """All networks at all sizes. host: whether there is one at COMFYUI_PATH."""
@@ -121,8 +156,7 @@ def forward_rows(scale: Scale, host: bool, until: float = math.inf) -> Iterator[
     for size in scale.sizes:
         calls = forwards(model, size, scale.device, peers)
         found = measure(calls, scale.device, scale.rounds, until)
-        case = Case("forward", short(scale.dtype), pixels=size)
-        yield from rows(case, device_name(scale.device), found, GPU_BARS.get(size, {}))
+        yield from compared(found, scale.device, scale.dtype, size)
 
 
 def short(dtype: torch.dtype) -> str:

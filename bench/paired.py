@@ -99,29 +99,33 @@ def peak(call: Call, device: str) -> int:
     return tracker.peak
 
 
-def rows(case: Case, device: str, found: Measured, bars: dict[str, str]) -> Iterator[dict]:
+def rows(case: Case, device: str, found: Measured, bars: dict[str, str], ours: str = OURS) -> Iterator[dict]:
     """The best time of each call, and ours against each other one.
 
-    bars: of paired medians by peer. A bar for what was not run stays open.
+    bars: of paired medians by peer. A bar for what was not run stays open. ours: the name of our call.
     """
     label = f"{device}, {case.called()}"
-    times, rounds = found.times, len(found.times[OURS])
+    times, rounds = found.times, len(found.times[ours])
     for name, seconds in times.items():
         yield row(f"{label}: {name}", 1000 * min(seconds), "ms, best")
     for name in dict.fromkeys([*times, *bars]):
-        if name == OURS:
+        if name == ours:
             continue
         if name not in times:
-            yield row(f"{label}: ours / {name}", None, "x, paired median", bars[name], name)
+            yield row(f"{label}: {ours} / {name}", None, "x, paired median", bars[name], name)
             continue
-        ratios = [a / b for a, b in zip(times[OURS], times[name], strict=True)]
+        ratios = [a / b for a, b in zip(times[ours], times[name], strict=True)]
         low, high = interval(ratios) or (None, None)
         yield {
             **row(
-                f"{label}: ours / {name}", statistics.median(ratios), "x, paired median", bars.get(name), name
+                f"{label}: {ours} / {name}",
+                statistics.median(ratios),
+                "x, paired median",
+                bars.get(name),
+                name,
             ),
             **{"case": asdict(case), "peer": name, "low": low, "high": high},
-            **{"ours_ms": 1000 * min(times[OURS]), "peer_ms": 1000 * min(times[name])},
-            **{"ours_mib": found.peaks[OURS] / 2**20, "peer_mib": found.peaks[name] / 2**20},
+            **{"ours_ms": 1000 * min(times[ours]), "peer_ms": 1000 * min(times[name])},
+            **{"ours_mib": found.peaks[ours] / 2**20, "peer_mib": found.peaks[name] / 2**20},
             **{"rounds": rounds, "busy": found.busy, "others": max(found.others, default=0.0)},
         }

@@ -20,13 +20,14 @@ from transformers import Qwen3Model
 
 from bench import generation, machine, speed_in_host
 from bench.cases import Case
-from bench.forwards import GPU_BARS, device_name, forwards, short
+from bench.forwards import BY_GRAPH, GPU_BARS, GRAPH_BARS, compared, device_name, forwards, short
 from bench.networks import CAPTION, inputs, native, normal_weights, our_run
 from bench.paired import measure, rows
 from bench.rows import row
 from bench.timing import Call
 from tests.core.peers import diffusers_of, qwen3_config
 from zimage_core import Qwen3Config, Qwen3TextEncoder, S3DiTConfig
+from zimage_core.acceleration.graphs import Capture
 from zimage_core.config import SHIFT, TURBO_STEPS, AutoencoderConfig
 from zimage_core.model.memo import RunMemo
 from zimage_core.sampling.schedule import euler_step, flow_sigmas
@@ -54,6 +55,7 @@ class Sizes:
     writer_in_host: Qwen3Config
     rounds: int = 8
     slow_rounds: int = 5  # of what takes seconds; enough for an interval
+    capture: Capture | None = None  # in place of CUDA graphs
 
 
 ON_CARD = Sizes(
@@ -117,10 +119,9 @@ def forward(sizes: Sizes) -> Iterator[dict]:
         peers = {"native": native(model, sizes.device), "diffusers": diffusers_of(model)}
         for pixels in sizes.pixels:
             rounds = sizes.rounds if dtype == BF16 else sizes.slow_rounds
-            found = measure(forwards(model, pixels, sizes.device, peers), sizes.device, rounds)
-            case = Case("forward", short(dtype), pixels=pixels, layers=of_layers(sizes.network))
-            bars = GPU_BARS.get(pixels, {}) if sizes.device == "cuda" else {}
-            yield from rows(case, device_name(sizes.device), found, bars)
+            calls = forwards(model, pixels, sizes.device, peers, sizes.capture)
+            found = measure(calls, sizes.device, rounds)
+            yield from compared(found, sizes.device, dtype, pixels, layers=of_layers(sizes.network))
         del model, peers
         gc.collect()
 
@@ -235,6 +236,7 @@ def run(sizes: Sizes | None = None) -> Iterator[dict]:
         if sizes.device == "cuda":
             torch.cuda.empty_cache()
     if sizes.device != "cuda":
-        for pixels, bars in GPU_BARS.items():
-            for name, bar in bars.items():
-                yield row(f"GPU, bf16, {pixels}x{pixels}: ours / {name}", None, "x", bar, name)
+        for ours, table in (("ours", GPU_BARS), (BY_GRAPH, GRAPH_BARS)):
+            for pixels, bars in table.items():
+                for name, bar in bars.items():
+                    yield row(f"GPU, bf16, {pixels}x{pixels}: {ours} / {name}", None, "x", bar, name)

@@ -10,6 +10,7 @@ import torch
 
 from bench import speed, speed_in_host
 from bench.scale import TINY
+from tests.core.recorder import capture
 from zimage_core.config import AutoencoderConfig, Qwen3Config
 
 SIZES = speed.Sizes(
@@ -29,6 +30,7 @@ SIZES = speed.Sizes(
                                num_attention_heads=2, num_key_value_heads=1),
     rounds=5,
     slow_rounds=1,
+    capture=capture,
 )  # fmt: skip
 PEERS = {
     "text_encoder": {"transformers"},
@@ -52,9 +54,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_case(case: str) -> None:
     found = [row for row in speed.CASES[case](SIZES) if row.get("case")]
     written = {"native"} if case == "writing_in_host" and not found else set()  # older hosts cannot write
-    names = {"writing": {"writing", "later_tokens"}}.get(case, {case})
-    assert {row["case"]["name"] for row in found} in (names, set())
-    assert {row["peer"] for row in found} | written == PEERS[case]
+    names = {"writing": {"writing", "later_tokens"}, "forward": {"forward", "forward_by_graph"}}
+    assert {row["case"]["name"] for row in found} in (names.get(case, {case}), set())
+    graphs = {row["peer"] for row in found if row["case"]["name"] == "forward_by_graph"}
+    assert graphs == ({"ours", "native", "diffusers", "limit"} if case == "forward" else set())
+    assert {row["peer"] for row in found if row["peer"] != "ours"} | written == PEERS[case]
     for row in found:
         assert row["value"] > 0 and row["ours_ms"] > 0 and row["peer_ms"] > 0
         assert row["ours_mib"] > 0 or case == "writing_in_host"
