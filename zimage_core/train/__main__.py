@@ -18,21 +18,18 @@ import torch
 from torch import Tensor
 
 from ..acceleration.small_card import size_of
-from ..config import TURBO_STEPS
 from ..weights import WeightsError
 from . import lora, parts
 from .data import store
 from .flow import DRAWN, Noise
 from .plan import OPTIMIZERS, SCHEDULES, Plan
-from .presets import PRESETS, learning_rate, steps_for
+from .presets import EMA, PRESETS, WARMUP, learning_rate, sampling, steps_for
 from .run import LoraRun, Settings, Watch
-from .samples import Sampling
 from .trainer import Progress
 
 log = logging.getLogger("zimage_core.train")
 
 ENDS = ("SIGTERM", "SIGHUP")
-BASE_STEPS, BASE_GUIDANCE = 28, 4.0  # of samples of a model that is not distilled
 NO_ADAPTER = (
     "this is Turbo, and it is trained without its training adapter: it unlearns to draw in few steps. "
     "Give the adapter's file with --adapter (zimage_turbo_training_adapter), or train Base"
@@ -168,16 +165,14 @@ def settings_of(given: argparse.Namespace, made: parts.Parts, variant: str, pict
     plan = Plan(
         steps=getattr(given, "steps", steps_for(given.preset, pictures)),
         lr=getattr(given, "lr", learning_rate(made.model.config)),
-        warmup=20,
+        warmup=WARMUP,
         schedule=given.schedule,
-        ema=0.99,
+        ema=EMA,
         optimizer=given.optimizer,
         accumulate=given.accumulate,
         seed=given.seed,
         save_steps=given.save_every,
     )
-    base = variant == "Base"
-    sampling = Sampling(BASE_STEPS, BASE_GUIDANCE) if base else Sampling(TURBO_STEPS)
     prior = given.prior.read_text("utf-8").splitlines() if hasattr(given, "prior") else []
     return Settings(
         plan=plan,
@@ -189,7 +184,7 @@ def settings_of(given: argparse.Namespace, made: parts.Parts, variant: str, pict
             targets=getattr(given, "targets", preset.targets),
         ),
         noise=Noise(getattr(given, "noise", preset.noise)),
-        sampling=sampling,
+        sampling=sampling(variant),
         resolution=given.resolution,
         batch=given.batch,
         caption_dropout=preset.caption_dropout,

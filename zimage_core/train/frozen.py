@@ -33,6 +33,10 @@ class Frozen(nn.Module):
         """The weight [out_features, in_features] in the type and on the device of a tensor."""
         raise NotImplementedError
 
+    def back(self, gradient: Tensor) -> Tensor:
+        """What comes back to x from the gradient of its product."""
+        return gradient @ self.matrix(gradient)
+
     def forward(self, x: Tensor) -> Tensor:
         return _Through.apply(x, self)
 
@@ -47,7 +51,7 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.matrix(gradient), None
+        return ctx.layer.back(gradient), None
 
 
 class Stored(Frozen):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import S3DiTConfig
+from ..config import TURBO_STEPS, S3DiTConfig
+from .samples import Sampling
 
 RATE = 1e-4  # of AdamW for a LoRA of the 6B, as ai-toolkit, musubi-tuner and diffusers have it
 
@@ -20,12 +21,19 @@ class Preset:
     steps: int
 
 
+WARMUP, EMA = 20, 0.99  # steps; of what trains
+BASE_STEPS, BASE_GUIDANCE = 28, 4.0  # of samples of a model that is not distilled
 FEWEST, MOST = 500, 3000
 PRESETS = {
     "character": Preset(16, "attention and feed-forward", "shifted", 0.05, 100),
     "style": Preset(32, "attention and feed-forward", "logit-normal", 0.1, 60),
     "concept": Preset(16, "attention and feed-forward", "shifted", 0.05, 80),
 }
+
+
+def sampling(variant: str) -> Sampling:
+    """How pictures of Turbo or Base are made."""
+    return Sampling(BASE_STEPS, BASE_GUIDANCE) if variant == "Base" else Sampling(TURBO_STEPS)
 
 
 def learning_rate(config: S3DiTConfig) -> float:

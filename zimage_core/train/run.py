@@ -111,13 +111,18 @@ class LoraRun:
         settings: Settings,
         folder: Path,
         data: str = "",
+        base: str = "",
     ) -> None:
-        """data: a hash of the data set, for the settings. Raises ValueError for other settings."""
+        """data, base: hashes of the data set and of the model, for the settings.
+
+        Raises ValueError for other settings than the run in that folder was begun with.
+        """
         if not pictures:
             raise ValueError("no pictures to train on")
         self.parts, self.pictures, self.settings, self.folder = parts, pictures, settings, folder
         self.cache = Cache(folder / "cache")
-        self._same_settings({**dataclasses.asdict(settings), "data": data})
+        self.base = base
+        self._same_settings({**dataclasses.asdict(settings), "data": data, "base": base})
         self.changes: dict[str, lora.Change] = {}
         self.given: list[lora.Given] = []
 
@@ -268,8 +273,8 @@ class LoraRun:
         return Batches(found, self.prior_count, settings.plan.seed + 1)
 
     def model_name(self) -> str:
-        """Of the transformer, by some of its values."""
-        return digest(self.parts.model.x_pad_token.float().cpu().numpy().tobytes())
+        """Of the transformer; where nobody said which it is, by some of its values."""
+        return self.base or digest(self.parts.model.x_pad_token.float().cpu().numpy().tobytes())
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import S3DiTConfig
 from . import layouts
 from .errors import some
 from .quantised import Formats, dequantise_all
@@ -105,15 +106,12 @@ class Checkpoint:
 
         ComfyUI's measure, the spread of one norm's weights, tells the two apart.
         """
-        norm = self.tensors[f"layers.{max(0, self.config.n_layers - 2)}.ffn_norm1.weight"]
-        return float(norm.float().std(unbiased=False)) < 0.42
+        return is_narrow(self.tensors[telling_norm(self.config)])
 
     @property
     def variant(self) -> str:
         """Of a transformer: omni by its keys, else Turbo or Base by that measure."""
-        if self.config.siglip_feat_dim is not None:
-            return "omni"
-        return "Turbo" if self.fits_float16 else "Base"
+        return variant_of(self.config, self.tensors[telling_norm(self.config)])
 
     @property
     def _matrix_dtypes(self) -> set[torch.dtype]:
@@ -148,3 +146,19 @@ class Checkpoint:
             k: v.to(dtype or (fallback if v.dtype in layouts.FP8.values() else v.dtype))
             for k, v in tensors.items()
         }
+
+
+def telling_norm(config: S3DiTConfig) -> str:
+    """The name of the norm whose weights tell Turbo and Base apart."""
+    return f"layers.{max(0, config.n_layers - 2)}.ffn_norm1.weight"
+
+
+def is_narrow(norm: Tensor) -> bool:
+    return float(norm.float().std(unbiased=False)) < 0.42
+
+
+def variant_of(config: S3DiTConfig, norm: Tensor) -> str:
+    """Which Z-Image a transformer is. norm: the weights of `telling_norm`."""
+    if config.siglip_feat_dim is not None:
+        return "omni"
+    return "Turbo" if is_narrow(norm) else "Base"
