@@ -135,7 +135,10 @@ def made(site: Site, way: tuple, source: str) -> Mutant | None:
     """The mutant of a site; None where the change leaves the program as it is."""
     if way[0] == "cosmic-ray":
         operator = cosmic_ray.plugins.get_operator(way[1])()
-        new = mutate_code(source, operator, way[2])
+        try:
+            new = mutate_code(source, operator, way[2])
+        except AttributeError:  # cosmic-ray does not know `except (module.Error, Other)`
+            return None
     else:
         _, (line, column), (end_line, end_column), text = way
         lines = source.splitlines(keepends=True)

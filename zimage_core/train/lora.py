@@ -133,6 +133,7 @@ class Lokr(Change):
             self.lokr_w2_b = nn.Parameter(torch.randn(self.rank, wide) * wide**-0.5)
         else:
             self.lokr_w2 = nn.Parameter(torch.zeros(tall, wide))
+            self.scale = 1.0  # a file of two whole matrices has no rank, and its alpha is not read
 
     def second(self) -> Tensor:
         return self.lokr_w2_a @ self.lokr_w2_b if self.low else self.lokr_w2

@@ -69,8 +69,6 @@ class Run:
     """What one `fit` keeps: only what trains is copied, averaged and saved."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], plan: Plan, folder: Path, made: Optimizers):
-        if not parameters:
-            raise ValueError("nothing to train: all parameters are frozen")
         self.parameters, self.plan, self.folder, self.optimizers = parameters, plan, folder, made
         self.average = (
             {name: p.detach().clone() for name, p in parameters.items()} if plan.ema else parameters
@@ -165,6 +163,8 @@ def fit(
     Raises Diverged where the loss or its gradient is not finite, ValueError where the state in the folder is
     of another run.
     """
+    if not parameters:
+        raise ValueError("nothing to train: all parameters are frozen")
     run = Run(parameters, plan, folder, (optimizers or plan.optimizers)(parameters))
     check_space(folder, 4 * sum(p.nbytes for p in parameters.values()))
     folder.mkdir(parents=True, exist_ok=True)
