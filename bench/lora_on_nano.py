@@ -83,7 +83,7 @@ def write(folder: Path, shown: list[tuple[Tensor, str]]) -> None:
 
 
 def of_thing(drawing: Tensor, name: str) -> list[tuple[Tensor, str]]:
-    """A dozen pictures of a drawing, moved a little, on all colours but one; captions in trained phrasings."""
+    """A dozen pictures of a drawing, moved a little, on all colours but one, in trained phrasings."""
     palette, found = pictures.colours(), []
     seen = [at for at in range(len(palette)) if at != held_out_colour(0)]
     templates = phrasings("en", "trained")

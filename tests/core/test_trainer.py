@@ -56,7 +56,7 @@ def plain(plan: Plan) -> tuple[Toy, dict]:
     )
     average = {"first": model.first.detach().clone(), "second": model.second.detach().clone()}
     for step in range(plan.steps):
-        generator = torch.Generator().manual_seed((plan.seed << 32) + step)
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
         losses = [model.loss(generator) for _ in range(plan.accumulate)]
         (sum(losses) / plan.accumulate).backward()
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -89,6 +89,12 @@ def test_every_optimiser_learns_and_resumes_to_the_bit(tmp_path, optimizer):
     train(plan, tmp_path / "parts", stop_at=11)
     resumed, _ = train(plan, tmp_path / "parts")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_another_seed_gives_other_batches(tmp_path):
+    first, _ = train(PLAN, tmp_path / "first")
+    other, _ = train(dataclasses.replace(PLAN, seed=4), tmp_path / "other")
+    assert not torch.allclose(first.first, other.first, atol=1e-4)
 
 
 def test_only_what_trains_is_saved(tmp_path):

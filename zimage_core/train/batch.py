@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..model.sequence import Captions, joined
+from .plan import seed_of
 
 MULTIPLE = 16  # pixels: a patch of the transformer
 MOST_ASPECT = 4.0
@@ -98,7 +99,7 @@ class Batches:
 
     def _round(self, number: int) -> list[list[int]]:
         """The batches of a round, as numbers of examples."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + number)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, number))
         groups: dict[tuple, list[int]] = {}
         for at, example in enumerate(self.examples):
             times = int(example.share + torch.rand(1, generator=generator).item())  # a part of one by chance

@@ -22,6 +22,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+def seed_of(seed: int, number: int) -> int:
+    """Of a step or round of a run; torch's generator on the CPU reads the lower 32 bits alone."""
+    return (seed * 1_000_003 + number) % 2**32
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and how fast to train.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import state as states
-from .plan import Optimizers, Plan
+from .plan import Optimizers, Plan, seed_of
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def fit(
 
 def _backward(run: Run, backward: Backward) -> float:
     """The mean loss of the batches of a step, with their mean gradient on the parameters."""
-    seed = (run.plan.seed << 32) + run.step
+    seed = seed_of(run.plan.seed, run.step)
     generator = torch.Generator().manual_seed(seed)
     device = next(iter(run.parameters.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
