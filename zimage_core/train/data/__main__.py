@@ -1,0 +1,73 @@
+"""Look at a folder of pictures before training on it.
+
+python -m zimage_core.train data DIR [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .inspection import ALL_KINDS, Plan, inspect, vision_embedder
+from .profile import Thresholds
+from .records import DataError
+from .report import contact_sheet
+from .store import load, write
+
+log = logging.getLogger("zimage_core.train.data")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m zimage_core.train data",
+        description="Look at pictures before training on them: what to leave out and why, and rare things.",
+        epilog="Writes data.jsonl (which the trainer reads), report.txt, report.json and sheet.jpg.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", type=Path, help="a folder with .txt files, a .jsonl, or musubi's .toml")
+    parser.add_argument("--out", type=Path, help="where to write (default: the source's name with -data)")
+    parser.add_argument("--side", type=int, default=Thresholds.side, help="least pixels of the shorter side")
+    parser.add_argument(
+        "--keep", action="append", default=[], choices=ALL_KINDS, help="name this kind, do not drop it"
+    )
+    parser.add_argument(
+        "--skip", action="append", default=[], choices=("text", "duplicates"), help="do not look for this"
+    )
+    parser.add_argument("--vision", type=Path, help="SigLIP 2's vision encoder, to find more copies")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, or 1 with an error that says what to do."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parser().parse_args(arguments)
+    try:
+        return run(options)
+    except (DataError, OSError) as error:
+        log.error("%s", error)
+        return 1
+
+
+def run(options: argparse.Namespace) -> int:
+    source = options.source
+    out = options.out or source.with_name(f"{source.stem if source.is_file() else source.name}-data")
+    data = load(source)
+    log.info("%d pictures in %s", len(data.records), source)
+    embed = vision_embedder(options.vision) if options.vision else None
+    plan = Plan(Thresholds(side=options.side), frozenset(options.keep), frozenset(options.skip), embed=embed)
+    records, report = inspect(data, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    write(records, out / "data.jsonl")
+    (out / "report.json").write_text(report.as_json(), "utf-8")
+    (out / "report.txt").write_text(report.text(), "utf-8")
+    contact_sheet(records, report.found).save(out / "sheet.jpg", quality=88)
+    log.info("%s", report.text().rstrip())
+    log.info("data.jsonl, report.txt, report.json and sheet.jpg are in %s", out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
