@@ -5,6 +5,7 @@ Where the types are one, they are torch's own layers.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., K] @ weight [N, K] + bias in x's type."""
     if weight.dtype == x.dtype:
         return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and weight.requires_grad:  # the way back would copy `out` for each part
+        return F.linear(x, weight.to(x.dtype), _as(x, bias))
     rows = max(1, CONVERTED // (weight.shape[1] * x.element_size()))
     out = x.new_empty(*x.shape[:-1], len(weight))
     for start in range(0, len(weight), rows):

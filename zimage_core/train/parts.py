@@ -17,7 +17,7 @@ from ..model.autoencoder import AutoencoderKL
 from ..model.s3dit import S3DiT
 from ..model.text_encoder import Qwen3TextEncoder
 from ..prompt.template import load_tokenizer, tokenise
-from ..weights import load_autoencoder, load_text_encoder, read_transformer
+from ..weights import load_autoencoder, load_text_encoder, load_transformer, read_transformer
 from .cache import digest
 from .frozen import from_checkpoint
 from .run import Parts
@@ -56,14 +56,19 @@ def name_of(path: Path) -> str:
     return digest(json.dumps(facts))
 
 
-def from_files(files: Files, device: torch.device | str = "cpu") -> tuple[Parts, str]:
+def from_files(files: Files, device: torch.device | str = "cpu", whole: bool = False) -> tuple[Parts, str]:
     """The parts, and which variant the transformer is: Turbo, Base or omni.
 
+    whole: the transformer's own layers, to be trained themselves, in bfloat16 or as they compute here.
     Encoders are read when the first picture or text needs them, and leave the device after each use.
     """
     device = torch.device(device)
     checkpoint = read_transformer(files.transformer)
-    model = from_checkpoint(checkpoint, device)
+    if whole:
+        dtype = compute_dtype(torch.bfloat16, device)
+        model = load_transformer(files.transformer, device, dtype)
+    else:
+        model = from_checkpoint(checkpoint, device)
     encoders: dict[str, Callable] = {}
 
     def autoencoder() -> AutoencoderKL:

@@ -1,15 +1,16 @@
-"""A LoRA from pictures with captions: caches, batches, samples on the way, and what a stopped run keeps."""
+"""Training on pictures with captions: caches, batches, samples on the way, and what a stopped run keeps."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .batch import Batches, Example, bucket_of, resized
 from .cache import Cache, digest
 from .data.picture_files import flattened, open_picture
 from .data.records import PictureRecord
+from .distributed import ALONE, Processes
 from .flow import Noise
 from .plan import Plan
 from .samples import Sampling, draw
@@ -39,9 +41,10 @@ PRIOR_AT_ONCE = 4  # pictures of the model's own that are made together
 
 @dataclass
 class Parts:
-    """The model that a LoRA is trained for, as a host or the library has it.
+    """The model that is trained, as a host or the library has it.
 
-    model: its layers frozen, see `frozen`. encode: pixels [B,3,H,W] in [-1,1] -> scaled latents [B,C,h,w].
+    model: for a LoRA its layers frozen, see `frozen`. encode: pixels [B,3,H,W] in [-1,1] -> scaled latents
+    [B,C,h,w].
     features: a text -> what the text encoder makes of it, [L,width]. decode: scaled latents -> pixels
     [B,3,H,W] in [0,1]. names: of autoencoder and text encoder, as the caches shall know them.
     factor: pixels to a cell of the latent.
@@ -101,8 +104,10 @@ class Watch:
         """A picture [3,H,W] in [0,1] on the way."""
 
 
-class LoraRun:
+class PictureRun:
     """One run in its folder: `state`, `samples`, `cache` and its settings."""
+
+    computes: torch.dtype | None = None  # as in `Velocity`
 
     def __init__(
         self,
@@ -112,6 +117,8 @@ class LoraRun:
         folder: Path,
         data: str = "",
         base: str = "",
+        *,
+        group: Processes = ALONE,
     ) -> None:
         """data, base: hashes of the data set and of the model, for the settings.
 
@@ -120,15 +127,14 @@ class LoraRun:
         if not pictures:
             raise ValueError("no pictures to train on")
         self.parts, self.pictures, self.settings, self.folder = parts, pictures, settings, folder
-        self.cache = Cache(folder / "cache")
-        self.base = base
-        self._same_settings({**dataclasses.asdict(settings), "data": data, "base": base})
-        self.changes: dict[str, lora.Change] = {}
+        self.cache, self.group, self.base = Cache(folder / "cache"), group, base
+        if group.first:
+            self._same_settings({**dataclasses.asdict(settings), "data": data, "base": base})
         self.given: list[lora.Given] = []
 
     def _same_settings(self, facts: dict[str, Any]) -> None:
         path, now = self.folder / "settings.json", _flat(json.loads(json.dumps(facts)))
-        if path.is_file() and any((self.folder / "state").glob("*.safetensors")):
+        if path.is_file() and any((self.folder / "state").glob("step-*")):
             before = json.loads(path.read_text("utf-8"))
             for name in sorted({*before, *now} - MAY_CHANGE):
                 if before.get(name) != now.get(name):
@@ -140,18 +146,18 @@ class LoraRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(now, indent=1, ensure_ascii=False), "utf-8")
 
-    def train(self, watch: Watch | None = None, stop_at: int | None = None) -> dict[str, lora.Change]:
-        """Train, and leave the averaged changes in the model; they are returned. A stopped run goes on."""
-        watch, settings, parts = watch or Watch(), self.settings, self.parts
-        if settings.adapter:
-            weights = S3DiT(parts.model.config, device="meta").state_dict()
-            shapes = {name: value.shape for name, value in weights.items()}
-            self.given = lora.put_under(parts.model, fit_lora(read_lora(settings.adapter), shapes))
-        with torch.random.fork_rng([]):
-            torch.manual_seed(settings.plan.seed)
-            self.changes = lora.inject(parts.model, settings.lora)
+    def begin(self) -> None:
+        """From here on the model has what trains, with gradients."""
+        raise NotImplementedError
+
+    def fit(self, watch: Watch | None, stop_at: int | None) -> None:
+        """Train, and leave the averages in the model. A stopped run goes on."""
+        watch, settings, model, group = watch or Watch(), self.settings, self.parts.model, self.group
+        self._share_caches(watch)
+        examples, prior = self.examples(watch), self.prior(watch, self._hooks())
+        self.begin()
         hooks = self._hooks()
-        task = Velocity(self.examples(watch), self.prior(watch, hooks), settings.noise, hooks)
+        task = Velocity(examples, prior, settings.noise, hooks, self.computes, group)
         prompts = [(prompt, self.features(prompt)) for prompt in settings.sample_prompts]
 
         def after(progress: Progress) -> None:
@@ -161,17 +167,29 @@ class LoraRun:
                     watch.sample(progress.step, prompt, self.picture(features, number, hooks))
 
         averaged = fit(
-            trained(parts.model),
-            lambda step, generator: task.backward(parts.model, step, generator),
+            trained(model),
+            lambda step, generator: task.backward(model, step, generator),
             settings.plan,
             self.folder / "state",
             after,
             stop_at,
+            group=group,
         )
         with torch.no_grad():
-            for name, p in trained(parts.model).items():
+            for name, p in trained(model).items():
                 p.copy_(averaged[name])
-        return self.changes
+
+    def _share_caches(self, watch: Watch) -> None:
+        """Each process encodes its part of the pictures; then all read them."""
+        if self.group.size == 1:
+            return
+        own = self.pictures[self.group.rows(len(self.pictures))]
+        for done, picture in enumerate(own):
+            watch.stage("pictures", done, len(own))
+            self.latent(picture.path)
+            for text in self.captions(picture):
+                self.features(text)
+        self.group.wait()
 
     @property
     def prior_count(self) -> int:
@@ -188,15 +206,14 @@ class LoraRun:
         """A sample [3,H,W] in [0,1] of the model with its changes as they are."""
         side = self.settings.resolution // self.parts.factor
         empty = self.features("") if self.settings.sampling.guidance else None
+        model, sampling = self.parts.model, self.settings.sampling
         with self.without(self.given):
-            latent = draw(
-                self.parts.model, [features], (side, side), self.settings.sampling, [seed], empty, hooks
-            )
+            latent = draw(model, [features], (side, side), sampling, [seed], empty, hooks, self.computes)
         return self.parts.decode(latent)[0].float().cpu()
 
     @contextmanager
     def without(self, layers: Iterable[lora.Change | lora.Given]) -> Iterator[None]:
-        """As the model is used: without the adapter, and before without what is trained."""
+        """As the model is used, without the adapter; or as it was before it trained."""
         for layer in layers:
             layer.on = False
         try:
@@ -244,7 +261,7 @@ class LoraRun:
         return self.cache.of(digest("picture", self.parts.names[0], str(pixels), content), make)
 
     def prior(self, watch: Watch, hooks: Sequence[BlockHook]) -> Batches | None:
-        """Pictures that the model makes of itself, without what is trained; kept on the disk."""
+        """Pictures that the model makes of itself before it trains; kept on the disk."""
         settings = self.settings
         if not settings.prior or not settings.prior_share:
             return None
@@ -256,25 +273,46 @@ class LoraRun:
         names = [digest("prior", facts, str(at), text) for at, text in enumerate(settings.prior)]
         empty = self.features("") if settings.sampling.guidance else None
         found: list[Example] = []
-        with self.without([*self.given, *self.changes.values()]):
-            for start in range(0, total, PRIOR_AT_ONCE):
-                watch.stage("prior", start, total)
-                group = range(start, min(start + PRIOR_AT_ONCE, total))
-                rows = [features[at] for at in group]
+        for start in range(0, total, PRIOR_AT_ONCE):
+            watch.stage("prior", start, total)
+            group = range(start, min(start + PRIOR_AT_ONCE, total))
+            rows = [features[at] for at in group]
 
-                @cache
-                def made(group: range = group, rows: list[Tensor] = rows) -> Tensor:
-                    return draw(self.parts.model, rows, (side, side), settings.sampling, group, empty, hooks)
+            @cache
+            def made(group: range = group, rows: list[Tensor] = rows) -> Tensor:
+                model, size = self.parts.model, (side, side)
+                return draw(model, rows, size, settings.sampling, group, empty, hooks, self.computes)
 
-                for at, row in zip(group, rows, strict=True):
-                    latent = self.cache.of(names[at], lambda at=at, made=made: made()[at % PRIOR_AT_ONCE])
-                    found.append(Example(latent, (row,)))
+            for at, row in zip(group, rows, strict=True):
+                latent = self.cache.of(names[at], lambda at=at, made=made: made()[at % PRIOR_AT_ONCE])
+                found.append(Example(latent, (row,)))
         watch.stage("prior", total, total)
         return Batches(found, self.prior_count, settings.plan.seed + 1)
 
     def model_name(self) -> str:
         """Of the transformer; where nobody said which it is, by some of its values."""
         return self.base or digest(self.parts.model.x_pad_token.float().cpu().numpy().tobytes())
+
+
+class LoraRun(PictureRun):
+    """Of a LoRA or LoKr."""
+
+    changes: Mapping[str, lora.Change] = MappingProxyType({})
+
+    def train(self, watch: Watch | None = None, stop_at: int | None = None) -> dict[str, lora.Change]:
+        """Train, and leave the averaged changes in the model; they are returned. A stopped run goes on."""
+        self.fit(watch, stop_at)
+        return self.changes
+
+    def begin(self) -> None:
+        settings, model = self.settings, self.parts.model
+        if settings.adapter:
+            weights = S3DiT(model.config, device="meta").state_dict()
+            shapes = {name: value.shape for name, value in weights.items()}
+            self.given = lora.put_under(model, fit_lora(read_lora(settings.adapter), shapes))
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.plan.seed)
+            self.changes = lora.inject(model, settings.lora)
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -35,21 +35,24 @@ def draw(
     seeds: Sequence[int],
     empty: Tensor | None = None,
     hooks: Sequence[BlockHook] = (),
+    computes: torch.dtype | None = None,
 ) -> Tensor:
     """Features [L,width] of each caption and its seed -> scaled latents [B,C,h,w], float32.
 
-    size: of the latents, h and w. empty: features of no text, for guidance.
+    size: of the latents, h and w. empty: features of no text, for guidance. computes: the type of the
+    products, if it is not that of the weights.
     Raises ValueError where guidance has none.
     """
     guidance = Guidance(sampling.guidance)
     if guidance.scale > 0 and empty is None:
         raise ValueError("guidance needs the features of an empty caption")
-    like, shape = model.x_pad_token, (model.config.in_channels, *size)
+    shape, device = (model.config.in_channels, *size), model.x_pad_token.device
+    place = {"device": device, "dtype": computes or model.x_pad_token.dtype}
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    x, memo = torch.stack(noise).to(like.device), RunMemo()
+    x, memo = torch.stack(noise).to(device), RunMemo()
 
     def condition(rows: Sequence[Tensor]) -> Prompt:
-        captions = captions_of([row.to(like) for row in rows])
+        captions = captions_of([row.to(**place) for row in rows])
         return Prompt(captions)
 
     positive = condition(features)
@@ -59,7 +62,7 @@ def draw(
         timesteps = torch.full((len(x),), sigma, device=x.device)
         sides = [positive, negative] if guidance.active(sigma) else [positive]
         found = [
-            model(x.to(like), timesteps, condition=side, hooks=hooks, memo=memo).float() for side in sides
+            model(x.to(**place), timesteps, condition=side, hooks=hooks, memo=memo).float() for side in sides
         ]
         x = euler_step(x, guidance.combine(*found) if len(found) == 2 else found[0], sigma, following)
     return x

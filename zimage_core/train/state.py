@@ -41,8 +41,8 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob(PATTERN), reverse=True) if folder.is_dir() else []
 
 
-def save(folder: Path, state: State) -> Path:
-    """Write a state and delete all but the last two. Raises OSError where the disk is full."""
+def flat(state: State) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """All tensors of a state by name, and of each optimiser the rest."""
     tensors: dict[str, Tensor] = {f"weight.{name}": value for name, value in state.weights.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
     numbers: list[dict[str, Any]] = []
@@ -55,6 +55,31 @@ def save(folder: Path, state: State) -> Path:
                 else:
                     rest["state"].setdefault(str(index), {})[key] = value
         numbers.append(rest)
+    return tensors, numbers
+
+
+def of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> State:
+    """The state whose tensors and numbers these are. Raises KeyError, TypeError or ValueError."""
+    parts: dict[str, dict[str, Tensor]] = {"weight": {}, "average": {}, "moment": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        parts[kind][name] = value
+    moments = []
+    for at, numbers in enumerate(facts["optimizers"]):
+        found: dict[int, dict[str, Any]] = {
+            int(index): dict(values) for index, values in numbers["state"].items()
+        }
+        for name, value in parts["moment"].items():
+            owner, index, key = name.split(".", 2)
+            if int(owner) == at:
+                found.setdefault(int(index), {})[key] = value
+        moments.append({"state": found, "param_groups": numbers["param_groups"]})
+    return State(int(facts["step"]), float(facts["seconds"]), parts["weight"], parts["average"], moments)
+
+
+def save(folder: Path, state: State) -> Path:
+    """Write a state and delete all but the last two. Raises OSError where the disk is full."""
+    tensors, numbers = flat(state)
     facts = {"step": state.step, "seconds": state.seconds, "optimizers": numbers}
     folder.mkdir(parents=True, exist_ok=True)
     path, partial = folder / f"step-{state.step:08d}.safetensors", folder / ".step.part"
@@ -85,21 +110,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> State | None:
 def read(path: Path, device: torch.device | str = "cpu") -> State:
     with safe_open(path, framework="pt", device=str(device)) as file:
         facts = json.loads((file.metadata() or {})["training"])
-        parts: dict[str, dict[str, Tensor]] = {"weight": {}, "average": {}, "moment": {}}
-        for key in file.keys():
-            kind, _, name = key.partition(".")
-            parts[kind][name] = file.get_tensor(key)
-    moments = []
-    for at, numbers in enumerate(facts["optimizers"]):
-        found: dict[int, dict[str, Any]] = {
-            int(index): dict(values) for index, values in numbers["state"].items()
-        }
-        for name, value in parts["moment"].items():
-            owner, index, key = name.split(".", 2)
-            if int(owner) == at:
-                found.setdefault(int(index), {})[key] = value
-        moments.append({"state": found, "param_groups": numbers["param_groups"]})
-    return State(int(facts["step"]), float(facts["seconds"]), parts["weight"], parts["average"], moments)
+        return of({key: file.get_tensor(key) for key in file.keys()}, facts)
 
 
 def check_fits(state: State, parameters: Mapping[str, Tensor], folder: Path) -> None:

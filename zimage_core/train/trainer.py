@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import shards
 from . import state as states
+from .distributed import ALONE, Processes, Stopped, whole
 from .plan import Optimizers, Plan, seed_of
 
 log = logging.getLogger(__name__)
@@ -68,17 +70,28 @@ class Diverged(ValueError):
 class Run:
     """What one `fit` keeps: only what trains is copied, averaged and saved."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], plan: Plan, folder: Path, made: Optimizers):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        plan: Plan,
+        folder: Path,
+        made: Optimizers,
+        group: Processes = ALONE,
+    ) -> None:
         self.parameters, self.plan, self.folder, self.optimizers = parameters, plan, folder, made
-        self.average = (
-            {name: p.detach().clone() for name, p in parameters.items()} if plan.ema else parameters
-        )
+        self.group = group
+        self.average: Mapping[str, Tensor] = parameters
+        if plan.ema:  # in bfloat16 it would not move
+            self.average = {name: p.detach().to(wide(p.dtype), copy=True) for name, p in parameters.items()}
         self.step, self.seconds, self.saved = 0, 0.0, -1
         self.smooth: float | None = None
         self._resume()
 
     def _resume(self) -> None:
-        stored = states.load(self.folder, next(iter(self.parameters.values())).device)
+        if self.group.shards:
+            stored = shards.load(self.folder, self.parameters, self.group)
+        else:
+            stored = states.load(self.folder, next(iter(self.parameters.values())).device)
         if stored is None:
             return
         states.check_fits(stored, self.parameters, self.folder)
@@ -96,7 +109,7 @@ class Run:
 
     def _forget_later_lines(self) -> None:
         path = self.folder / LOG
-        if not path.is_file():
+        if not path.is_file() or not self.group.first:
             return
         kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
         path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
@@ -104,12 +117,16 @@ class Run:
             self.smooth = json.loads(kept[-1]).get("smooth")
 
     def save(self) -> None:
-        if self.saved == self.step:
+        if self.saved == self.step or not (self.group.first or self.group.sharded):
             return
         moments = [optimizer.state_dict() for optimizer in self.optimizers]
         weights = {name: p.detach() for name, p in self.parameters.items()}
         average = self.average if self.plan.ema else {}
-        states.save(self.folder, states.State(self.step, self.seconds, weights, average, moments))
+        state = states.State(self.step, self.seconds, weights, average, moments)
+        if self.group.sharded:
+            shards.save(self.folder, state, self.group)
+        else:
+            states.save(self.folder, state)
         self.saved = self.step
 
     def advance(self, gradient: Tensor) -> None:
@@ -123,7 +140,7 @@ class Run:
             keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 for name, p in self.parameters.items():
-                    self.average[name].lerp_(p, 1 - keep)
+                    self.average[name].lerp_(p.to(self.average[name].dtype), 1 - keep)
         self.step += 1
 
     def note(self, loss: float, gradient: float, started: float) -> Progress:
@@ -132,9 +149,15 @@ class Run:
         self.smooth = loss if self.smooth is None else SMOOTHED * self.smooth + (1 - SMOOTHED) * loss
         rate = self.plan.lr * self.plan.rate(self.step - 1)
         done = Progress(self.step, self.plan.steps, loss, self.smooth, gradient, rate, self.seconds)
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(done)) + "\n")
+        if self.group.first:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(done)) + "\n")
         return done
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """In which small changes add up."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _step_of(line: str) -> float:
@@ -152,29 +175,35 @@ def fit(
     watch: Watch | None = None,
     stop_at: int | None = None,
     optimizers: Callable[[Mapping[str, nn.Parameter]], Optimizers] | None = None,
+    group: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Train parameters in place until `plan.steps` (or `stop_at`) and return their average.
 
     `backward(step, generator)` adds to their gradients and returns the loss. It draws its batch from the
     generator, which is seeded by the step, as torch's own is: nothing else is random, so the files in
     `folder` are all that a resumed run needs. watch: called after each step; what it raises ends the run,
-    and everything up to that step is kept.
+    and everything up to that step is kept. group: of several processes, `backward` adds the gradients of its
+    own samples and returns their part of the loss.
 
     Raises Diverged where the loss or its gradient is not finite, ValueError where the state in the folder is
     of another run.
     """
     if not parameters:
         raise ValueError("nothing to train: all parameters are frozen")
-    run = Run(parameters, plan, folder, (optimizers or plan.optimizers)(parameters))
-    check_space(folder, 4 * sum(p.nbytes for p in parameters.values()))
+    run = Run(parameters, plan, folder, (optimizers or plan.optimizers)(parameters), group)
+    if group.first:
+        check_space(folder, 4 * sum(p.nbytes for p in parameters.values()))
     folder.mkdir(parents=True, exist_ok=True)
     end = plan.steps if stop_at is None else min(stop_at, plan.steps)
     saved, consistent = time.monotonic(), True
     try:
         while run.step < end:
             started = time.monotonic()
-            loss = _backward(run, backward)
-            gradient = nn.utils.clip_grad_norm_(parameters.values(), plan.clip)
+            late = group.first and started - saved > plan.save_seconds
+            loss, asked, late = group.total([_backward(run, backward), group.asked, late])
+            if asked:
+                raise Stopped
+            gradient = whole(nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
             if not math.isfinite(loss) or not math.isfinite(norm := float(gradient)):
                 raise Diverged(
                     f"step {run.step + 1}: the loss is {loss:g} and its gradient {float(gradient):g}. Lower "
@@ -190,11 +219,15 @@ def fit(
                     folder.name, run.step, end, done.smooth, norm, run.seconds,
                 )  # fmt: skip
             every = plan.save_steps and run.step % plan.save_steps == 0
-            if every or time.monotonic() - saved > plan.save_seconds:
+            if every or late:
                 run.save()
                 saved = time.monotonic()
             if watch is not None:
                 watch(done)
+    except BaseException as error:
+        if group.sharded and not isinstance(error, (Stopped, Diverged)):
+            consistent = False  # the others are elsewhere, and a state is saved by all together
+        raise
     finally:
         for p in parameters.values():
             p.grad = None
@@ -209,12 +242,13 @@ def _backward(run: Run, backward: Backward) -> float:
     generator = torch.Generator().manual_seed(seed)
     device = next(iter(run.parameters.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # of dropout
+        torch.manual_seed(seed_of(run.plan.seed + run.group.rank, run.step))  # of dropout, by samples
         loss = sum(backward(run.step, generator) for _ in range(run.plan.accumulate)) / run.plan.accumulate
     if run.plan.accumulate > 1:
         for p in run.parameters.values():
             if p.grad is not None:
                 p.grad /= run.plan.accumulate
+    run.group.add_gradients(run.parameters.values())
     return loss
 
 
