@@ -85,6 +85,7 @@ class Processes:
             "mesh": init_device_mesh(self.device.type, (self.size,)),
             # rope tables among the inputs stay in float32
             "mp_policy": MixedPrecisionPolicy(computes, torch.float32, cast_forward_inputs=False),
+            "reshard_after_forward": True,  # of the model as of its blocks, as a sample is the last forward
         }
         blocks = [b for stack in (*STEP_STACKS, *RUN_STACKS) for b in getattr(model, stack, ())]
         modulated = [block.adaLN_modulation for block in blocks if hasattr(block, "adaLN_modulation")]

@@ -40,8 +40,8 @@ class FullSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.parts or (unknown := [name for name in self.parts if name not in PARTS]):
-            raise ValueError(f"parts are {unknown or 'none'}, expected some of {', '.join(PARTS)}")
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"parts are {list(self.parts)}, expected some of {', '.join(PARTS)}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights are {self.weights!r}, expected one of {', '.join(WEIGHTS)}")
 
