@@ -45,6 +45,7 @@ BENCHES = {
     "diversity": "how much pictures of one prompt differ",
     "cache": "how far guided runs with steps left out end from whole ones, beside other caches",
     "formats": "size and error of quantised formats",
+    "lora": "what LoRAs trained on the nano model learn and keep, beside ComfyUI's own training node",
     "roofline": "predicted time of a forward on cards, without one",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }

@@ -6,9 +6,6 @@ pixel arithmetic of `bench.judge`.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench.judge import nearest_concept
-from bench.nano import CACHE, NANO, ROOT, data_folder
+from bench.nano import CACHE, NANO
 from bench.rows import row
-from zimage_core.prompt.template import load_tokenizer
 from zimage_core.train import lora, parts
 from zimage_core.train.data import store
 from zimage_core.train.nano import pictures
@@ -30,8 +26,6 @@ from zimage_core.train.plan import Plan
 from zimage_core.train.presets import learning_rate
 from zimage_core.train.run import LoraRun, Settings
 from zimage_core.train.samples import Sampling, draw
-
-log = logging.getLogger(__name__)
 
 NEW = {"1f9a5": "sloth", "1f3b7": "saxophone", "1f6f9": "skateboard"}  # code point: name
 STYLE = "blueprint style"
@@ -133,7 +127,6 @@ class Trained:
         self.run = LoraRun(self.parts, found.pictures, settings, folder)
         self.run.train()
         self.seconds = time.monotonic() - start
-        load_tokenizer(NANO / "tokenizer")
 
     def draw(self, prompts: list[str], changed: bool = True) -> Tensor:
         """Pictures [N,3,128,128] in [0,1], each with a seed of its own."""
@@ -208,18 +201,6 @@ def style_rows(work: Path, known: Judge) -> list[dict]:
     ]
 
 
-def run(json_path: Path | None = None) -> list[dict]:
-    work, known = ROOT / ".cache" / "lora", judge(data_folder())
-    rows = [r for number in range(len(NEW)) for r in thing_rows(work, known, number)]
-    rows += style_rows(work, known)
-    if json_path:
-        Path(json_path).write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
-    return rows
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    given.add_argument("--json", type=Path)
-    for found in run(given.parse_args().json):
-        log.info("%s", found)
+def rows(work: Path, known: Judge) -> list[dict]:
+    found = [r for number in range(len(NEW)) for r in thing_rows(work, known, number)]
+    return found + style_rows(work, known)

@@ -57,11 +57,11 @@ def module_without_nodes(name: str) -> ModuleType:
     return importlib.import_module(f"{extension}.{name}")
 
 
-def run(script: str, *arguments: str) -> dict:
+def run(script: str, *arguments: str, timeout: float = 900) -> dict:
     """Run a script in a process of the host's own: host's folder, arguments -> its answer, a line of JSON."""
     launcher = Path(__file__).with_name("launch.py")
     command = [sys.executable, str(launcher), script, os.environ["COMFYUI_PATH"], *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise RuntimeError(f"{Path(script).name} failed inside the host:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
