@@ -69,7 +69,7 @@ def card_rows() -> list[dict]:
     model, rows = S3DiT(S3DiTConfig(), device=meta, dtype=torch.bfloat16), []
     for form, ready, bars in (
         ("by kernels", {meta}, ("<= 5.4", "<= 215")),
-        ("by torch alone", set(), ("<= 10.6", "<= 537")),
+        ("by torch alone", set(), ("<= 10.2", "<= 410")),
     ):
         run = our_run(model, *inputs(model.config, 1024, "meta", torch.bfloat16), RunMemo())
         with mock.patch.object(fused, "READY", ready):

@@ -18,9 +18,10 @@ from tests.core.peers import reference_of
 from tests.core.random_models import TINY, random_inputs, random_s3dit, relative, seeds
 from zimage_core import S3DiT
 from zimage_core.conditions.references import References
-from zimage_core.model import fused, kernels
+from zimage_core.model import fused, kernels, modulation
 from zimage_core.model.modulation import modulations
 from zimage_core.model.rope import rotate, rotate_in_type
+from zimage_core.model.sequence import Weights
 
 CPU = torch.device("cpu")
 SHORT = dataclasses.replace(TINY, n_layers=1)  # the interpreter is slow
@@ -112,8 +113,9 @@ def plain_and_fused(seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, flo
     truth = reference_of(model)(x[0], float(sigma[0]), caption[0])[None]
     model, given = model.bfloat16(), (x.bfloat16(), sigma, caption.bfloat16())
 
-    def error(**changes: object) -> float:
+    def error(few: bool = False, **changes: object) -> float:
         with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(modulation, "in_few", lambda c: few)
             for name, value in changes.items():
                 patch.setattr(fused, name, value)
             return relative(model(*given), truth)
@@ -122,6 +124,7 @@ def plain_and_fused(seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, flo
     return {
         "folded": error() / plain,
         "short rotation": error(rotate=rotate_in_type) / plain,
+        "few operators": error(few=True) / plain,
         "kernels": error(READY={CPU}, kernels=AsOnACard) / plain,
     }
 
@@ -138,6 +141,21 @@ def test_short_rotation_keeps_the_type() -> None:
     assert short.dtype == x.dtype and short.shape == x.shape
     assert relative(short, turned(x.double(), table)) <= 1.5 * 2**-9
     assert relative(rotate(x, table), turned(x.double(), table)) <= 2**-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_q_and_k_are_normed_and_turned_together(dtype: torch.dtype) -> None:
+    """In operators for both, of which none takes them apart from v; v is left as it was."""
+    heads, q_weight, k_weight = random(1, dtype, (2, 5, 9, 64), (64,), (64,))
+    (table,) = random(2, torch.float32, (1, 5, 1, 32, 2, 2))
+    given, norms = heads.clone(), [nn.RMSNorm(64, eps=EPS)] * 2
+    with torch.no_grad():
+        pair = Weights(both=torch.stack((q_weight, k_weight)))
+        made = fused.turned(heads, (3, 3), norms, pair, table)
+    assert torch.equal(heads, given)
+    for result, part, weight in zip(made, heads.split(3, dim=2), (q_weight, k_weight), strict=False):
+        assert result.shape == part.shape and result.dtype == dtype
+        assert relative(result, turned(normed(part, weight), table)) <= 1.1 * ONCE[dtype]
 
 
 def test_modulations_of_all_blocks_are_those_of_each() -> None:
@@ -157,31 +175,36 @@ class Ramped(nn.RMSNorm):
     """A norm of somebody else's."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return RAMP * super().forward(x)
+        return RAMP[: x.shape[-1]] * super().forward(x)
 
 
-@pytest.mark.parametrize("form", ["torch", "kernels"])
+@pytest.mark.parametrize("form", ["torch", "few operators", "kernels"])
 def test_norms_that_are_more_than_their_weight_are_called(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook and a class of others: what they do has its effect."""
     monkeypatch.setattr(fused, "READY", {CPU} if form == "kernels" else set())
+    monkeypatch.setattr(modulation, "in_few", lambda c: form == "few operators")
     given = random_inputs(SHORT, 1, size=(4, 8))
     with torch.no_grad():
         usual = random_s3dit(SHORT, 1)(*given)
-        for name in ("attention_norm1", "ffn_norm2"):
+        for name in ("attention_norm1", "ffn_norm2", "attention.q_norm", "attention.k_norm"):
             model = random_s3dit(SHORT, 1)
-            norm = getattr(model.layers[0], name)
-            norm.register_forward_hook(lambda _, args, out: RAMP * out)
+            norm = model.layers[0].get_submodule(name)
+            norm.register_forward_hook(lambda _, args, out: RAMP[: out.shape[-1]] * out)
             hooked = model(*given)
             assert relative(hooked, usual) > 1e-3
             model = random_s3dit(SHORT, 1)
-            other = Ramped(TINY.dim, eps=norm.eps)
-            other.load_state_dict(getattr(model.layers[0], name).state_dict())
-            setattr(model.layers[0], name, other)
+            other = Ramped(norm.weight.shape, eps=norm.eps)
+            other.load_state_dict(norm.state_dict())
+            model.layers[0].set_submodule(name, other)
             assert relative(model(*given), hooked) < 1e-6
 
 
-def test_reference_images_and_batches(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens of two times, and samples of different times, are the same by kernels as by torch."""
+@pytest.mark.parametrize("form", ["few operators", "kernels"])
+def test_reference_images_and_batches(interpreted: None, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of two times, and samples of different times, are the same in every form."""
+    if form == "few operators":
+        monkeypatch.setattr(fused, "READY", set())
+        monkeypatch.setattr(modulation, "in_few", lambda c: True)
     config = dataclasses.replace(SHORT, siglip_feat_dim=48)
     model = random_s3dit(config, 3)
     x, sigma, caption = random_inputs(config, 3, batch=2, size=(4, 8))
@@ -191,10 +214,11 @@ def test_reference_images_and_batches(interpreted: None, monkeypatch: pytest.Mon
     prompt = Prompt(Captions.whole(caption))
     conditions = [prompt, References.of(prompt, [torch.randn(2, 16, 8, 8)], None, None)]
     for condition in conditions:
-        by_kernel = model(x, sigma, condition=condition)
+        made = model(x, sigma, condition=condition)
         with monkeypatch.context() as patch:
             patch.setattr(fused, "READY", set())
-            assert relative(by_kernel, model(x, sigma, condition=condition)) < 1e-5
+            patch.setattr(modulation, "in_few", lambda c: False)
+            assert relative(made, model(x, sigma, condition=condition)) < 1e-5
 
 
 def test_gradients_do_not_go_through_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,10 @@ class Attention(nn.Module):
 
         weights: of the norms of q and k, for a kernel that does their work.
         """
-        q, k, v = self.heads_of(x)
-        q, k = turned(q, k, (self.q_norm, self.k_norm), weights, span.freqs)
+        heads = self.all_heads(x)
+        counts = (self.heads, self.kv_heads)
+        q, k = turned(heads, counts, (self.q_norm, self.k_norm), weights, span.freqs)
+        v = heads[:, :, sum(counts) :]
         return self.project_out((span.attend or self.attend)(q, k, v, span.bias, span.options))
 
     def project_out(self, heads: Tensor) -> Tensor:
@@ -60,8 +62,11 @@ class Attention(nn.Module):
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, S, heads, D], k and v [B, S, kv_heads, D], parts of one new tensor."""
-        heads = rearrange(self.qkv(x), "b s (h d) -> b s h d", d=self.head_dim)
-        return heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        return self.all_heads(x).split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+
+    def all_heads(self, x: Tensor) -> Tensor:
+        """[B, S, heads + 2 * kv_heads, D]"""
+        return rearrange(self.qkv(x), "b s (h d) -> b s h d", d=self.head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: dict) -> Tensor:
         """Of q, k and v as `heads_of` gives them, normed and turned to their positions: [B, S, heads * D]."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import operations
-from .rope import rotate
+from .rope import rotate, rotate_in_type
 from .sequence import ByToken, Factor, Weights, scale_tokens
 
 # How a norm's weight is got as it is used: cast, copied and patched. Who brings other classes adds them. What
@@ -117,16 +117,35 @@ def gated(x: Tensor, norm: nn.Module, out: Tensor, gate: Factor, weight: Tensor 
 
 
 def turned(
-    q: Tensor, k: Tensor, norms: tuple[nn.Module, nn.Module], weights: Weights, table: Tensor
+    heads: Tensor,
+    counts: tuple[int, int],
+    norms: tuple[nn.Module, nn.Module],
+    weights: Weights,
+    table: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """q and k [B, S, heads, D], normed and turned to their positions; they may be overwritten."""
-    width = q.shape[-1]
+    """q and k of heads [B, S, q, k and v, D], normed and turned to their positions; they may be overwritten.
+
+    counts: heads of q and of k.
+    """
+    q, k = heads[:, :, : sum(counts)].split(counts, dim=2)
+    width, eps = q.shape[-1], norms[0].eps
     known = weights.q is not None and weights.k is not None
     if known and width & (width - 1) == 0 and by_kernel(q):
-        kernels().norm_rotate(q, k, weights.q, weights.k, table, norms[0].eps)
+        kernels().norm_rotate(q, k, weights.q, weights.k, table, eps)
         return q, k
+    if weights.both is not None and counts[0] == counts[1] and not torch.is_grad_enabled():
+        # of v too: torch copies q and k before it norms them alone, since they lie apart
+        normed = F.rms_norm(heads, (width,), eps=eps)[:, :, : sum(counts)].unflatten(2, (2, -1))
+        matrices = table.unsqueeze(2) * weights.both.view(2, 1, -1, 1, 2)
+        return rotate_in_type(normed, matrices).unbind(2)
     q = rotate(norms[0](q), table)  # one after the other: each frees what it came from
     return q, rotate(norms[1](k), table)
+
+
+def in_few(x: Tensor) -> bool:
+    """Whether torch's operators are better few than small: on cards, in half types, without gradients."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return half and x.device.type != "cpu" and not torch.is_grad_enabled()
 
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:

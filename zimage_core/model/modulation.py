@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import S3DiTConfig
-from .fused import by_kernel, weight_of
+from .fused import by_kernel, in_few, weight_of
 from .sequence import NO_WEIGHTS, Scales, Weights
 
 
@@ -45,9 +45,14 @@ def modulations(blocks: Sequence[nn.Module], c: Tensor) -> list[Scales]:
     weights, folded = [NO_WEIGHTS] * len(blocks), [(None, None)] * len(blocks)
     if by_kernel(c):
         weights = [
-            Weights(*(weight_of(norm, c) for norm in (*before(block), *behind(block)))) for block in blocks
+            Weights(*(weight_of(norm, c) for norm in (*before(block), *behind(block), *of_heads(block))))
+            for block in blocks
         ]
-    elif c.shape[0] == 1:  # one weight for all tokens
+    elif in_few(c):
+        found = [weight_of(norm, c) for block in blocks for norm in of_heads(block)]
+        if all(weight is not None for weight in found):
+            weights = [Weights(both=pair) for pair in torch.stack(found).unflatten(0, (-1, 2))]
+    if not by_kernel(c) and c.shape[0] == 1:  # one weight for all tokens
         found = [weight_of(norm, c) for block in blocks for norm in before(block)]
         if all(weight is not None for weight in found):
             folded = [tuple(pair) for pair in torch.stack(found).unflatten(0, (-1, 2)) * scale[:, 0, 0]]
@@ -62,5 +67,9 @@ def before(block: nn.Module) -> tuple[nn.Module, nn.Module]:
     return block.attention_norm1, block.ffn_norm1
 
 
-def behind(block: nn.Module) -> tuple[nn.Module, ...]:
-    return block.attention_norm2, block.ffn_norm2, block.attention.q_norm, block.attention.k_norm
+def behind(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return block.attention_norm2, block.ffn_norm2
+
+
+def of_heads(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return block.attention.q_norm, block.attention.k_norm

@@ -47,12 +47,13 @@ def rotate_in_type(x: Tensor, table: Tensor) -> Tensor:
     """The same, where the first of two products is kept in the type of x: a quarter of the traffic.
 
     For cards, whose operators convert as they read and write. Processors convert whole tensors for it.
+    x: [..., heads, D]; table: [..., 1, D/2, 2, 2].
     """
-    pairs = rearrange(x, "b s h (d pair) -> b s h d 1 pair", pair=2)
-    turned = torch.empty_like(x).unflatten(-1, (-1, 2))
+    pairs = x.unflatten(-1, (-1, 1, 2))
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format).unflatten(-1, (-1, 2))
     torch.mul(table[..., 0], pairs[..., 0], out=turned)
     turned.addcmul_(table[..., 1], pairs[..., 1])
-    return rearrange(turned, "b s h d pair -> b s h (d pair)")
+    return turned.flatten(-2)
 
 
 def caption_ids(length: int, device: torch.device | None = None, after: int = 0) -> Tensor:

@@ -168,7 +168,7 @@ Factor = Tensor | ByToken  # [B, 1, D], or one for clean and one for noisy token
 
 
 class Weights(NamedTuple):
-    """Of the norms of a block, [D] each, for kernels that do their work; None: the norm is called."""
+    """Of the norms of a block, [D] each, for what does their work; None: the norm is called."""
 
     attention1: Tensor | None = None
     feed_forward1: Tensor | None = None
@@ -176,6 +176,7 @@ class Weights(NamedTuple):
     feed_forward2: Tensor | None = None
     q: Tensor | None = None
     k: Tensor | None = None
+    both: Tensor | None = None  # [2, D] of q and k, for torch's operators on cards
 
 
 NO_WEIGHTS = Weights()
