@@ -9,12 +9,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from . import concepts
 from .inspection import ALL_KINDS, Plan, inspect, vision_embedder
 from .profile import Thresholds
-from .records import DataError
-from .report import contact_sheet
+from .records import DataError, PictureRecord
+from .report import Report, contact_sheet
 from .store import load, write
 
 log = logging.getLogger("zimage_core.train.data")
@@ -36,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip", action="append", default=[], choices=("text", "duplicates"), help="do not look for this"
     )
+    parser.add_argument("--links", type=Path, help='JSON of parents by concept: {"fox": ["animal"]}')
+    parser.add_argument("--weights", action="store_true", help="weigh pictures: rare things count more")
     parser.add_argument("--vision", type=Path, help="SigLIP 2's vision encoder, to find more copies")
     return parser
 
@@ -59,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     embed = vision_embedder(options.vision) if options.vision else None
     plan = Plan(Thresholds(side=options.side), frozenset(options.keep), frozenset(options.skip), embed=embed)
     records, report = inspect(data, plan)
+    records = with_concepts(records, report, options.links, options.weights)
     out.mkdir(parents=True, exist_ok=True)
     write(records, out / "data.jsonl")
     (out / "report.json").write_text(report.as_json(), "utf-8")
@@ -67,6 +72,22 @@ def run(options: argparse.Namespace) -> int:
     log.info("%s", report.text().rstrip())
     log.info("data.jsonl, report.txt, report.json and sheet.jpg are in %s", out)
     return 0
+
+
+def with_concepts(
+    records: list[PictureRecord], report: Report, links: Path | None, write_weights: bool
+) -> list[PictureRecord]:
+    """Tell what is rare among the pictures that stay, and weigh them by it where that is asked for."""
+    stay = [record for record in records if not record.drop]
+    found = concepts.find(stay, concepts.read_links(links) if links else None)
+    report.ran.append(f"{len(found.counts):,} concepts" + (" and weights" if write_weights else ""))
+    report.missing += [f"PageRank of concepts: {found.missing}"] if found.missing else []
+    report.sections["Concepts with the fewest pictures"] = {n: found.counts[n] for n in found.rarest()}
+    if not write_weights or not stay:
+        return records
+    report.sections["Weights"] = {"least": min(found.weights), "most": max(found.weights)}
+    weights = iter(found.weights)
+    return [r if r.drop else replace(r, weight=r.weight * next(weights)) for r in records]
 
 
 if __name__ == "__main__":
