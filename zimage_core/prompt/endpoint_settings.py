@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-KINDS = {"url": (str,), "model": (str,), "key_env": (str,), "timeout": (int, float), "extra_body": (dict,)}
+KINDS = {
+    "url": (str,),
+    "model": (str,),
+    "key_env": (str,),
+    "timeout": (int, float),
+    "extra_body": (dict,),
+    "pictures": (bool,),
+}
 NAMES = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "nothing"}
 EXPECTED = (
-    "expected texts as url and model, and if needed as key_env, seconds as timeout, an object as extra_body"
+    "expected texts as url and model, and if needed as key_env, seconds as timeout, an object as extra_body, "
+    "true or false as pictures"
 )
 # Fields whose value would be a key, and values that are one.
 KEY_FIELD = re.compile(r"^key$|(api|access)[-_ ]?key|^token$|[-_]token$|secret|password|authorization", re.I)
@@ -58,6 +66,7 @@ class Endpoint:
     key_env: str | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # null takes a field out of the request
     limits: Limits = Limits()
+    pictures: bool = False  # may be sent pictures of this machine
 
     def __post_init__(self) -> None:
         try:

@@ -6,14 +6,19 @@ python -m zimage_core.train data DIR [--out DIR]
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...prompt.endpoint_settings import EndpointError, read_endpoints
 from . import concepts
-from .inspection import ALL_KINDS, Plan, inspect, vision_embedder
+from .captioners import EndpointCaptioner, LocalCaptioner, destination
+from .captions import LANGUAGES, CaptionError, caption_all, difference
+from .inspection import ALL_KINDS, Plan, Progress, inspect, vision_embedder
+from .picture_files import PictureError, open_picture
 from .profile import Thresholds
 from .records import DataError, PictureRecord
 from .report import Report, contact_sheet
@@ -40,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--links", type=Path, help='JSON of parents by concept: {"fox": ["animal"]}')
     parser.add_argument("--weights", action="store_true", help="weigh pictures: rare things count more")
+    parser.add_argument("--captions", action="store_true", help="clean captions, or write new ones")
+    parser.add_argument("--captioner", type=Path, help="the folder of a vision-language model (transformers)")
+    parser.add_argument("--endpoint", help='a chat server that has "pictures": true in --endpoints')
+    parser.add_argument("--endpoints", type=Path, help="the owner's file of chat servers")
+    parser.add_argument("--language", action="append", choices=LANGUAGES, help="of captions (default: en)")
+    parser.add_argument("--pairs", type=Path, help="jsonl of before and after: each gets an instruction")
     parser.add_argument("--vision", type=Path, help="SigLIP 2's vision encoder, to find more copies")
     return parser
 
@@ -50,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return run(options)
-    except (DataError, OSError) as error:
+    except (DataError, CaptionError, EndpointError, PictureError, OSError) as error:
         log.error("%s", error)
         return 1
 
@@ -58,11 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     source = options.source
     out = options.out or source.with_name(f"{source.stem if source.is_file() else source.name}-data")
+    captioner = chosen_captioner(options)  # before the pictures: it may be none
+    if options.pairs:
+        return instruct(options.pairs, captioner, out, (options.language or ["en"])[0])
     data = load(source)
     log.info("%d pictures in %s", len(data.records), source)
     embed = vision_embedder(options.vision) if options.vision else None
     plan = Plan(Thresholds(side=options.side), frozenset(options.keep), frozenset(options.skip), embed=embed)
     records, report = inspect(data, plan)
+    if options.captions:
+        records = with_captions(records, report, captioner, options.language or ["en"])
     records = with_concepts(records, report, options.links, options.weights)
     out.mkdir(parents=True, exist_ok=True)
     write(records, out / "data.jsonl")
@@ -72,6 +88,72 @@ def run(options: argparse.Namespace) -> int:
     log.info("%s", report.text().rstrip())
     log.info("data.jsonl, report.txt, report.json and sheet.jpg are in %s", out)
     return 0
+
+
+def chosen_captioner(options: argparse.Namespace) -> LocalCaptioner | EndpointCaptioner | None:
+    """Raises CaptionError or EndpointError."""
+    if options.captioner:
+        return LocalCaptioner(options.captioner)
+    if not options.endpoint:
+        return None
+    if not options.endpoints:
+        raise CaptionError("--endpoint needs --endpoints, the file that says where it is")
+    endpoints = read_endpoints(options.endpoints)
+    if options.endpoint not in endpoints:
+        raise CaptionError(f"{options.endpoints} has no {options.endpoint!r} but {', '.join(endpoints)}")
+    return EndpointCaptioner(endpoints[options.endpoint])
+
+
+def with_captions(
+    records: list[PictureRecord],
+    report: Report,
+    captioner: LocalCaptioner | EndpointCaptioner | None,
+    languages: Sequence[str],
+) -> list[PictureRecord]:
+    """Captions of the pictures that stay."""
+    where = destination(captioner, sum(not record.drop for record in records))
+    log.info("%s", where)
+    records, problems = caption_all(records, captioner, languages, progress=Progress("captions"))
+    report.ran.append(f"captions: {where}")
+    report.problems += problems
+    return records
+
+
+def instruct(
+    pairs: Path, captioner: LocalCaptioner | EndpointCaptioner | None, out: Path, language: str
+) -> int:
+    """pairs.jsonl with an instruction for each pair of pictures."""
+    if captioner is None:
+        raise CaptionError("--pairs needs --captioner or --endpoint")
+    rows = read_pairs(pairs)
+    log.info("%s", destination(captioner, 2 * len(rows)))
+    out.mkdir(parents=True, exist_ok=True)
+    progress = Progress("pairs")
+    with open(out / "pairs.jsonl", "w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            progress(number, len(rows))
+            before, after = (open_picture(pairs.parent / row[side]) for side in ("before", "after"))
+            told = {**row, "instruction": difference(captioner, before, after, language)}
+            file.write(json.dumps(told, ensure_ascii=False) + "\n")
+    log.info("%d instructions are in %s", len(rows), out / "pairs.jsonl")
+    return 0
+
+
+def read_pairs(file: Path) -> list[dict]:
+    """Raises DataError naming the line."""
+    rows = []
+    for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = False
+        if row is None:
+            continue
+        sides = [row.get(side) for side in ("before", "after")] if isinstance(row, dict) else [None]
+        if not all(isinstance(side, str) for side in sides):
+            raise DataError(f"{file} line {number}: expected an object with the paths before and after.")
+        rows.append(row)
+    return rows
 
 
 def with_concepts(
