@@ -132,8 +132,24 @@ def test_a_run_knows_nothing_of_the_one_before() -> None:
         assert torch.equal(b.velocity(lambda: torch.zeros(2, 1, 4, 4)), torch.zeros(2, 1, 4, 4))
 
 
-@pytest.mark.parametrize("sigmas", ([1.0, 0.5, 0.5, 0.0], [0.0, 0.5, 1.0]))
-def test_sigmas_that_do_not_fall_are_refused(sigmas: list[float]) -> None:
+@pytest.mark.parametrize("steps", (0, 1, 2, 3, LEAST, 100, 129, 1000))
+def test_any_number_of_steps(steps: int) -> None:
+    """The first two, the last and six of ten, one more at most for each part of a long run."""
+    sigmas = flow_sigmas(max(steps, 1)).tolist()[: steps + 1]
+    cache = StepCache(sigmas)
+    for _ in range(steps):
+        torch.testing.assert_close(cache.velocity(lambda: torch.ones(1, 1, 1, 1)), torch.ones(1, 1, 1, 1))
+    assert cache.computed >= {i for i in (0, 1, steps - 1) if 0 <= i < steps}
+    least = math.ceil(0.6 * steps) if steps >= LEAST else steps
+    assert least <= len(cache.computed) <= least + steps // 60
+    assert f" {steps} " in cache.report
+
+
+BAD_SIGMAS = ([1.0, 0.5, 0.5, 0.0], [0.0, 0.5, 1.0], [1.0, math.nan, 0.0], [14.6, 1.0, 0.0], [1.0, 0.0, -0.1])
+
+
+@pytest.mark.parametrize("sigmas", BAD_SIGMAS, ids=str)
+def test_sigmas_that_do_not_fall_or_are_no_flows_are_refused(sigmas: list[float]) -> None:
     with pytest.raises(ValueError, match="sigmas that fall from step to step, got"):
         StepCache(sigmas)
 

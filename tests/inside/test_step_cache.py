@@ -47,13 +47,17 @@ class Run:
         sampler: str = "euler",
         noise: Tensor | None = None,
         seed: int = SEED,
+        negative: list = NEGATIVE,
+        **more: object,
     ) -> None:
-        latent = {"samples": torch.zeros_like(noise_of() if noise is None else noise)}
+        """more: of the latent, such as its noise_mask; and denoise."""
+        denoise = more.pop("denoise", 1.0)
+        latent = {"samples": torch.zeros_like(noise_of() if noise is None else noise), **more}
         network = patcher.get_model_object("diffusion_model")
         self.calls = 0
         handle = network.final_layer.register_forward_hook(self._count)
         with run_notes.collected() as found:
-            inputs = (seed, steps, CFG, sampler, "simple", positive, NEGATIVE, latent)
+            inputs = (seed, steps, CFG, sampler, "simple", positive, negative, latent, denoise)
             self.latent = KSampler().sample(patcher, *inputs)[0]["samples"]
         handle.remove()
         self.notes = found.notes
@@ -163,7 +167,10 @@ def off(reason: str) -> list[str]:
 NOISY = "adds noise or predicts more than once a step (use euler, res_multistep, dpmpp_2m, "
 
 
-@pytest.mark.parametrize("sampler", ("euler_ancestral", "heun", "dpmpp_sde", "uni_pc", "euler_cfg_pp"))
+OTHER_SAMPLERS = ("euler_ancestral", "heun", "dpmpp_sde", "dpmpp_2m_sde", "uni_pc", "euler_cfg_pp")
+
+
+@pytest.mark.parametrize("sampler", OTHER_SAMPLERS)
 def test_other_samplers_run_as_ever(model, sampler: str) -> None:
     whole, asked = Run(model, sampler=sampler), Run(with_step_cache(model), sampler=sampler)
     assert torch.equal(asked.latent, whole.latent) and asked.calls == whole.calls
@@ -171,7 +178,7 @@ def test_other_samplers_run_as_ever(model, sampler: str) -> None:
     assert note.startswith("Step cache: off, all steps are computed: ") and NOISY in note
 
 
-@pytest.mark.parametrize("steps", (8, 15))
+@pytest.mark.parametrize("steps", (1, 2, 3, 8, 15))
 def test_few_steps_run_as_ever(model, steps: int) -> None:
     whole, asked = Run(model, steps=steps), Run(with_step_cache(model), steps=steps)
     assert torch.equal(asked.latent, whole.latent) and asked.calls == steps

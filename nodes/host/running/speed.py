@@ -13,6 +13,7 @@ from ....zimage_core.acceleration.compiled import Compiled
 from ....zimage_core.acceleration.graphs import Graphs
 from ....zimage_core.model import backends, fused
 from ....zimage_core.weights import WeightsError
+from ....zimage_core.weights.checkpoint import telling_norm, variant_of
 from .accelerate import NotZImage, accelerated
 from .eight_bit import KINDS, eight_bit_kind, in_eight_bits, weights_for
 from .graphs import with_graphs
@@ -95,6 +96,10 @@ def eight_bit(model: Any) -> Made:
 
 def cache(model: Any) -> Made:
     """Six steps of ten."""
+    network = model.get_model_object("diffusion_model")
+    norm = network.get_parameter(telling_norm(network.config))
+    if network.config.full_size and variant_of(network.config, norm) == "Turbo":
+        return exact_instead(model, "Step cache", "this is Turbo, whose few steps are all needed")
     line = "Step cache: on, for 16 steps and more; each run says how many it computed."
     return with_step_cache(model), [line]
 

@@ -7,14 +7,13 @@ conditioning can meet another's. What is kept lies in the options of one call of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import comfy.model_sampling
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ....zimage_core.acceleration.step_cache import StepCache
+from ....zimage_core.acceleration.step_cache import StepCache, fit
 from .control import SAME_SIGMA
 from .levels import PLAIN, predicts_once_a_step, with_levels
 from .s3dit import CONTROLS
@@ -31,6 +30,8 @@ def with_step_cache(model: Any) -> Any:
     """
     clone = model.clone()
     with_levels(clone)  # which has to see the steps that are left out too
+    for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE):  # the MODEL may have it already
+        clone.remove_wrappers_with_key(kind, KEY)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _run)
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict)
     return clone
@@ -75,8 +76,8 @@ def _problems(sampler: Any, guider: Any, levels: list[float], options: dict) -> 
         yield f"{name} adds noise or predicts more than once a step (use {', '.join(PLAIN)})"
     if not isinstance(guider.inner_model.model_sampling, comfy.model_sampling.CONST):
         yield "the MODEL's sampling is not that of a flow"
-    if any(later >= sigma for sigma, later in pairwise(levels)):
-        yield "its sigmas do not fall from step to step"
+    if not fit(levels):
+        yield "its sigmas do not fall from step to step between 1 and 0"
     if OTHER_CACHES in options.get("transformer_options", {}):
         yield "EasyCache or LazyCache is on this MODEL already"
     if any(cond.get("hooks") is not None for cond in _conds(guider)):
