@@ -17,6 +17,7 @@ from ....zimage_core.weights.checkpoint import telling_norm, variant_of
 from .accelerate import NotZImage, accelerated
 from .eight_bit import KINDS, eight_bit_kind, in_eight_bits, weights_for
 from .graphs import with_graphs
+from .merged import PREFIX, merged_weight
 from .one_pass import COMPILED
 from .step_cache import with_step_cache
 
@@ -96,9 +97,9 @@ def eight_bit(model: Any) -> Made:
 
 def cache(model: Any) -> Made:
     """Six steps of ten."""
-    network = model.get_model_object("diffusion_model")
-    norm = network.get_parameter(telling_norm(network.config))
-    if network.config.full_size and variant_of(network.config, norm) == "Turbo":
+    config = model.get_model_object("diffusion_model").config
+    norm = merged_weight(model, PREFIX + telling_norm(config))
+    if config.full_size and variant_of(config, norm) == "Turbo":
         return exact_instead(model, "Step cache", "this is Turbo, whose few steps are all needed")
     line = "Step cache: on, for 16 steps and more; each run says how many it computed."
     return with_step_cache(model), [line]
