@@ -1,8 +1,8 @@
 """Guided runs with steps left out, beside other caches: how far each ends from the run with all its steps.
 
-Each peer gets the same number of whole forwards: its threshold is searched for until the count is right, and
-where none gives it, the peer has the next larger count. The steps that DBCache leaves out still run its first
-block, which is not counted. Also rewrites the table of docs/step-cache.md.
+Each peer may cost what the step cache costs: its threshold is searched for until it does, and where none
+gives that, it has the next larger cost that it can have. The distances are compared run by run. Also rewrites
+the table of docs/step-cache.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.cache_peers import DBCache, EasyCache, mean_cache_steps, mean_velocity
+from bench.paired import interval
 from bench.rows import row
 from tests.core.random_models import random_s3dit, relative, seeds
 from tests.host import inside
@@ -31,15 +32,21 @@ from zimage_core.sampling.schedule import euler_step, flow_sigmas
 ROOT = Path(__file__).resolve().parents[1]
 NANO, PAGE = ROOT / "models" / "nano", ROOT / "docs" / "step-cache.md"
 SIGMAS = flow_sigmas(28).tolist()
-STEPS = len(SIGMAS) - 1
+STEPS, COMPUTED = len(SIGMAS) - 1, len(computed_steps(SIGMAS))
 GUIDANCE = 3.0  # the host's cfg 4
-SHARES = (0.6, 0.5)  # the product's, and a bolder one
-SEARCH = 8  # halvings of a threshold
-PROMPTS = ("a fox on a plain yellow background", "a picture of a castle against a plain green backdrop")
+SEARCH = 8  # runs in search of a threshold
+PROMPTS = (
+    "a fox on a plain yellow background",
+    "a picture of a castle against a plain green backdrop",
+    "a red apple, white background",
+)
 LEARNT = "a dog, blue background"  # what MeanCache's schedule is learnt from
-(SEED,) = seeds(1)
-WIDE = S3DiTConfig(n_layers=2, n_refiner_layers=0, cap_feat_dim=64, pad_multiple=1)  # full-size blocks
+SEEDS = seeds(5)
+# Full-size blocks, so many that the first, which DBCache always runs, is nearly as small a part of them as
+# what it always runs is of the whole model.
+WIDE = S3DiTConfig(n_layers=8, n_refiner_layers=0, cap_feat_dim=64, pad_multiple=1)
 WIDE_SIZE, WIDE_CAPTION = (4, 4), 4  # latent cells, tokens
+OURS = "step cache"
 
 
 @dataclass
@@ -54,8 +61,8 @@ class Case:
         self.memo = RunMemo()
 
     def velocity(self, x: Tensor, sigma: float, hooks: list = ()) -> Tensor:
-        time = torch.full((len(x),), sigma)
-        return self.network(x, time, condition=self.condition, hooks=hooks, memo=self.memo)
+        time, given = torch.full((len(x),), sigma), x.to(self.network.dtype)
+        return self.network(given, time, condition=self.condition, hooks=hooks, memo=self.memo).float()
 
     def run(self, velocity: Callable[[Tensor, float], Tensor], sigmas: list[float] = SIGMAS) -> Tensor:
         x = self.noise
@@ -82,8 +89,8 @@ def whole_run(case: Case) -> tuple[Tensor, list[Tensor]]:
     return case.run(velocity), seen
 
 
-def ours(case: Case, share: float) -> Tensor:
-    cache = StepCache(SIGMAS, share=share)
+def ours(case: Case) -> Tensor:
+    cache = StepCache(SIGMAS)
     return case.run(lambda x, sigma: cache.velocity(lambda: case.guided(x, sigma)))
 
 
@@ -97,30 +104,50 @@ def mean_cache(case: Case, path: list[int]) -> Tensor:
     return x
 
 
+Runs = list[tuple[float, float]]  # of each case the forwards and the distance from its whole run
+Peer = Callable[["Case", float], EasyCache | DBCache]  # with a threshold
+
+
+@dataclass
+class Found:
+    """What each method made of the same cases."""
+
+    network: str
+    methods: dict[str, Runs] = field(default_factory=dict)
+
+    def mean(self, name: str) -> tuple[float, float]:
+        """Forwards and distance."""
+        return tuple(statistics.fmean(values) for values in zip(*self.methods[name], strict=True))
+
+    def ratios(self, name: str) -> list[float]:
+        """The step cache's distance over this one's, run by run."""
+        return [
+            own / other for (_, own), (_, other) in zip(self.methods[OURS], self.methods[name], strict=True)
+        ]
+
+
 class Searched:
-    """Runs of a peer with a threshold, the larger, the fewer forwards; each is run once."""
+    """A peer of which a larger threshold leaves out more; the next search starts where the last one ended."""
 
-    def __init__(self, case: Case, peer: Callable[[float], EasyCache | DBCache]) -> None:
-        self.case, self.peer = case, peer
-        self.runs: dict[float, tuple[int, Tensor]] = {}
+    def __init__(self, peer: Peer) -> None:
+        self.peer, self.guess = peer, 0.5
 
-    def at(self, threshold: float) -> tuple[int, Tensor]:
-        if threshold not in self.runs:
-            peer = self.peer(threshold)
-            made = self.case.run(lambda x, sigma: self.case.guided(x, sigma, peer))
-            self.runs[threshold] = peer.computed, made
-        return self.runs[threshold]
-
-    def with_forwards(self, count: int) -> tuple[int, Tensor]:
-        """The run with so many, else the one with the fewest that are more."""
-        low, high = 0.0, 1.0
+    def run(self, case: Case) -> tuple[float, Tensor]:
+        """Forwards and latent of the run with COMPUTED forwards, else with the fewest that are more."""
+        low, high, threshold, least = 0.0, None, self.guess, STEPS
+        found: tuple[float, Tensor] | None = None
         for _ in range(SEARCH):
-            middle = (low + high) / 2
-            found, made = self.at(middle)
-            if found == count:
-                return found, made
-            low, high = (middle, high) if found > count else (low, middle)
-        return self.at(low)
+            peer = self.peer(case, threshold)
+            made = case.run(lambda x, sigma, peer=peer: case.guided(x, sigma, peer))
+            if peer.forwards < COMPUTED:
+                high, least = threshold, COMPUTED - peer.forwards
+            else:
+                low = self.guess = threshold
+                found = peer.forwards, made
+            if found and (found[0] == COMPUTED or high and found[0] - COMPUTED + least <= 1):
+                break
+            threshold = 2 * low if high is None else (low + high) / 2
+        return found or (STEPS, whole_run(case)[0])
 
 
 def host_sampling() -> object:
@@ -132,41 +159,36 @@ def host_sampling() -> object:
     return sampling
 
 
-Found = dict[str, tuple[float, float]]  # of each method the whole forwards and the distance, means of runs
+def peers(channels: int) -> dict[str, Searched]:
+    sampling = host_sampling()
+    return {
+        "EasyCache (ComfyUI)": Searched(lambda c, t: EasyCache(t, c.velocity, channels, sampling)),
+        "DBCache (cache-dit)": Searched(lambda c, t: DBCache(t, c.velocity)),
+        "DBCache with TaylorSeer": Searched(lambda c, t: DBCache(t, c.velocity, taylor=True)),
+    }
 
 
-def measure(cases: list[Case], learnt: Case) -> Iterator[tuple[int, Found]]:
-    """For each number of computed steps."""
-    sampling, (_, path_of) = host_sampling(), whole_run(learnt)
-    wholes = [whole_run(case)[0] for case in cases]
-    channels = cases[0].noise.shape[1]
-    easy = [Searched(c, lambda t, c=c: EasyCache(t, c.velocity, channels, sampling)) for c in cases]
-    blocks = [Searched(c, lambda t, c=c: DBCache(t, c.velocity)) for c in cases]
-    taylor = [Searched(c, lambda t, c=c: DBCache(t, c.velocity, taylor=True)) for c in cases]
-    for share in SHARES:
-        count = len(computed_steps(SIGMAS, share))
-        fewer = flow_sigmas(count).tolist()
-        paths = [mean_cache_steps(SIGMAS, path_of, count, power) for power in (1, 2)]
-        made: dict[str, list[tuple[float, Tensor]]] = {
-            "step cache": [(count, ours(case, share)) for case in cases],
-            "EasyCache (ComfyUI)": [each.with_forwards(count) for each in easy],
-            "DBCache (cache-dit)": [each.with_forwards(count) for each in blocks],
-            "DBCache with TaylorSeer": [each.with_forwards(count) for each in taylor],
-            **{
-                f"MeanCache, errors to the power of {power}": [(count, mean_cache(c, path)) for c in cases]
-                for power, path in zip((1, 2), paths, strict=True)
-            },
-            f"{count} steps instead": [(count, case.run(case.guided, fewer)) for case in cases],
-        }
-        found = {}
-        for name, runs in made.items():
-            distances = [relative(x, whole) for (_, x), whole in zip(runs, wholes, strict=True)]
-            found[name] = statistics.fmean(n for n, _ in runs), statistics.fmean(distances)
-        yield count, found
+def measure(found: Found, cases: list[Case], learnt: Case, searched: dict[str, Searched]) -> None:
+    """Add the runs of these cases of one network, with schedules of MeanCache from another run of it."""
+    _, path_of = whole_run(learnt)
+    paths = {power: mean_cache_steps(SIGMAS, path_of, COMPUTED, power) for power in (1, 2)}
+    fewer = flow_sigmas(COMPUTED).tolist()
+    for case in cases:
+        whole, _ = whole_run(case)
+        made: dict[str, tuple[float, Tensor]] = {OURS: (COMPUTED, ours(case))}
+        made |= {name: peer.run(case) for name, peer in searched.items()}
+        for power, path in paths.items():
+            made[f"MeanCache, errors to the power of {power}"] = COMPUTED, mean_cache(case, path)
+        made[f"{COMPUTED} steps instead"] = COMPUTED, case.run(case.guided, fewer)
+        for name, (forwards, latent) in made.items():
+            found.methods.setdefault(name, []).append((forwards, relative(latent, whole)))
 
 
-def nano_cases() -> tuple[list[Case], Case]:
-    """Two prompts, two seeds each, at the size that nano draws."""
+Group = tuple[list[Case], Case]  # of one network, and one to learn from
+
+
+def nano_cases() -> Iterator[Group]:
+    """Two seeds for each prompt, at the size that nano draws."""
     parts = (NANO / f"{name}.safetensors" for name in ("transformer", "text_encoder", "autoencoder"))
     pipe = ZImagePipeline.from_files(*parts, NANO / "tokenizer", torch_dtype=torch.float32)
 
@@ -174,38 +196,44 @@ def nano_cases() -> tuple[list[Case], Case]:
         noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(seed))
         return Case(pipe.transformer, Prompt(pipe.encode_prompts([prompt, ""])), noise)
 
-    return [case(p, SEED + i) for p in PROMPTS for i in range(2)], case(LEARNT, SEED + 2)
+    yield [case(p, seed) for p in PROMPTS for seed in SEEDS[:2]], case(LEARNT, SEEDS[2])
 
 
-def wide_cases() -> tuple[list[Case], Case]:
-    """Random weights, captions and noise: two pictures in a batch, and two to learn from."""
-    network = random_s3dit(WIDE, SEED)
-    generator = torch.Generator().manual_seed(SEED)
+def wide_cases() -> Iterator[Group]:
+    """Of each seed random weights in bf16, captions and noise of a picture, and of one to learn from."""
+    for seed in SEEDS:
+        network = random_s3dit(WIDE, seed).bfloat16()
+        generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        def draw(*shape: int, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(shape, generator=generator)
 
-    def case() -> Case:
-        captions = Captions.whole(draw(4, WIDE_CAPTION, WIDE.cap_feat_dim))
-        return Case(network, Prompt(captions), draw(2, WIDE.in_channels, *WIDE_SIZE))
+        def case(network: S3DiT = network, draw: Callable[..., Tensor] = draw) -> Case:
+            captions = Captions.whole(draw(2, WIDE_CAPTION, WIDE.cap_feat_dim).bfloat16())
+            return Case(network, Prompt(captions), draw(1, WIDE.in_channels, *WIDE_SIZE))
 
-    return [case()], case()
+        yield [case()], case()
 
 
-NETWORKS = {  # and at most how many times the distance of a peer with as many forwards, or one more
+NETWORKS = {  # and at most how many times a peer's distance
     "nano": (nano_cases, "<= 0.67"),
-    "2 random layers of full width": (wide_cases, "<= 0.9"),
+    f"{WIDE.n_layers} random layers of full width": (wide_cases, "<= 0.9"),
 }
 
 
-def table(found: dict[tuple[str, int], Found]) -> str:
-    lines = ["| network, of 28 steps | method | whole forwards | distance |", "|---|---|---|---|"]
-    for (label, count), methods in found.items():
-        lines += [
-            f"| {label}, {count} computed | {name} | {forwards:g} | {distance:.2g} |"
-            for name, (forwards, distance) in methods.items()
-        ]
+def table(found: list[Found]) -> str:
+    lines = ["| network | method | forwards | distance | step cache over it |", "|---|---|---|---|---|"]
+    for each in found:
+        for name in each.methods:
+            forwards, distance = each.mean(name)
+            ratio = "" if name == OURS else spread(each.ratios(name))
+            lines.append(f"| {each.network} | {name} | {forwards:.3g} | {distance:.2g} | {ratio} |")
     return "\n".join(lines)
+
+
+def spread(ratios: list[float]) -> str:
+    low, high = interval(ratios)
+    return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
 def write_page(text: str) -> None:
@@ -218,16 +246,24 @@ def write_page(text: str) -> None:
 @torch.no_grad()
 def run() -> Iterator[dict]:
     inside.enter(Path(os.environ["COMFYUI_PATH"]), "--use-pytorch-cross-attention")
-    found = {}
-    for label, (make, bar) in NETWORKS.items():
-        for count, methods in measure(*make()):
-            found[label, count] = methods
-            own = methods["step cache"][1]
-            for name, (forwards, distance) in methods.items():
-                text = f"{label}, {count} of {STEPS}: {name}"
-                against = f"all steps computed; {forwards:g} whole forwards"
-                yield row(text, distance, "relative L2", None, against)
-                if name != "step cache":
-                    comparable = bar if forwards <= count + 1 else None
-                    yield row("... step cache over it", own / distance, "x", comparable, name)
-    write_page(table(found))
+    made = []
+    for network, (groups, bar) in NETWORKS.items():
+        found, searched = Found(network), peers(WIDE.in_channels)
+        for cases, learnt in groups():
+            measure(found, cases, learnt, searched)
+        made.append(found)
+        yield from rows(found, bar)
+    write_page(table(made))
+
+
+def rows(found: Found, bar: str) -> Iterator[dict]:
+    _, own = found.mean(OURS)
+    for name, runs in found.methods.items():
+        forwards, distance = found.mean(name)
+        against = f"all {STEPS} steps computed; {forwards:.4g} forwards, {len(runs)} runs"
+        yield row(f"{found.network}: {name}", distance, "relative L2", None, against)
+        if name != OURS:
+            low, high = interval(found.ratios(name))
+            yield row("... step cache over it", own / distance, "x", bar, name)
+            yield row("... run by run, lower end of the 90 % interval", low, "x", None, name)
+            yield row("... run by run, upper end of the 90 % interval", high, "x", "<= 1", name)
