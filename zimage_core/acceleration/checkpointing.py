@@ -61,8 +61,8 @@ class _Again(torch.autograd.Function):
         ctx.call, ctx.held, ctx.trained = call, held, trained
         ctx.save_for_backward(hidden)
         ctx.random = _random_state(hidden.device)
-        with held(False):
-            return call(hidden)
+        with held(False), torch.enable_grad():  # as on the way back, where dropout and kernels go by it
+            return call(hidden.detach()).detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple:

@@ -173,8 +173,8 @@ def inject(model: S3DiT, settings: Settings) -> dict[str, Change]:
     for path in _paths(model, settings):
         base = model.get_submodule(path)
         change = KINDS[settings.kind](base, settings)
-        for part in change.parts().values():  # the base stays where it is, as streamed weights must
-            part.data = part.data.to(model.x_pad_token.device)
+        change.base = None  # stays where it is, as streamed weights must
+        change.to(model.x_pad_token.device).base = base
         model.set_submodule(path, change)
         found[path] = change
     if not found:
