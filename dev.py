@@ -41,6 +41,7 @@ BENCHES = {
     "speed": "time and memory of every part of a picture and of written text, beside peers",
     "counts": "operators, bytes, FLOPs, and what a run computes once",
     "memory": "what a forward needs and what ComfyUI expects",
+    "train": "what a training step of the whole model takes of a card, and its predicted time",
     "loading": "what a cold load of a full-size file reads, takes and costs, beside ComfyUI's",
     "diversity": "how much pictures of one prompt differ",
     "cache": "how far guided runs with steps left out end from whole ones, beside other caches",
@@ -49,7 +50,7 @@ BENCHES = {
     "roofline": "predicted time of a forward on cards, without one",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }
-BENCH_MODULES = {"cache": "step_cache"}  # where the name is not the module's
+BENCH_MODULES = {"cache": "step_cache", "train": "training"}  # where the name is not the module's
 GPU_PARTS = ("speed", "memory", "nano")
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {

@@ -41,12 +41,13 @@ def train_lora(given: argparse.Namespace, group: Processes) -> None:
     streams = hasattr(given, "vram")
     if streams:
         size_of(given.vram)
-    made, variant = parts.from_files(files, "cpu" if streams else group.device)
+    made, variant = parts.from_files(files, group.device, streams=streams)
+    settings = lora_settings(given, made, variant, len(data.pictures))
     if streams:
-        made.streaming = parts.streamed(made.model, given.vram, group.device)
+        needed = parts.bytes_of_step(made.model, settings.tokens, lora.values_of(made.model, settings.lora))
+        made.streaming = parts.streamed(made.model, given.vram, group.device, needed)
     if variant == "Turbo" and not hasattr(given, "adapter") and made.model.config.full_size:
         log.warning("%s", NO_ADAPTER)
-    settings = lora_settings(given, made, variant, len(data.pictures))
     said(data, settings, run)
     changes = LoraRun(made, data.pictures, settings, run, data.hash, group=group).train(watch(run, group))
     if group.first:

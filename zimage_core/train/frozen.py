@@ -102,10 +102,15 @@ def frozen(
     return model.eval()
 
 
-def from_checkpoint(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> S3DiT:
-    """The transformer of a file, its matrices as they are stored there."""
+def from_checkpoint(
+    checkpoint: Checkpoint, device: torch.device | str = "cpu", computes: torch.dtype | None = None
+) -> S3DiT:
+    """The transformer of a file, its matrices as they are stored there.
+
+    computes: the type of the products, for another device than this.
+    """
     tensors, formats, device = checkpoint.tensors, checkpoint.formats, torch.device(device)
-    dtype = compute_dtype(checkpoint.dtype, device)
+    dtype = computes or compute_dtype(checkpoint.dtype, device)
 
     def layer(path: str) -> Frozen:
         spec = formats.get(path)

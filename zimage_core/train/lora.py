@@ -173,8 +173,8 @@ def inject(model: S3DiT, settings: Settings) -> dict[str, Change]:
     for path in _paths(model, settings):
         base = model.get_submodule(path)
         change = KINDS[settings.kind](base, settings)
-        change.base = None  # stays where it is, as streamed weights must
-        change.to(model.x_pad_token.device).base = base
+        for part in change.parts().values():  # the base stays where it is, as streamed weights must
+            part.data = part.data.to(model.x_pad_token.device)
         model.set_submodule(path, change)
         found[path] = change
     if not found:
@@ -187,6 +187,13 @@ def _paths(model: S3DiT, settings: Settings) -> Iterator[str]:
         for index, block in enumerate(getattr(model, stack, ())):
             layers = {path for path, _ in block.named_modules()}
             yield from (f"{stack}.{index}.{path}" for path in TARGETS[settings.targets] if path in layers)
+
+
+def values_of(model: S3DiT, settings: Settings) -> int:
+    """How many values would train."""
+    with torch.device("meta"):
+        made = [KINDS[settings.kind](model.get_submodule(p), settings) for p in _paths(model, settings)]
+    return sum(part.numel() for change in made for part in change.parts().values())
 
 
 def tensors(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..acceleration.small_card import resident_blocks, size_of
+from ..acceleration.small_card import FOR_LIBRARIES, resident_blocks, said, size_of
 from ..acceleration.streaming import RUN_STACKS, STEP_STACKS, Streaming, blocks_of, bytes_of, still
 from ..model.arithmetic import compute_dtype
 from ..model.autoencoder import AutoencoderKL
@@ -19,8 +19,13 @@ from ..model.text_encoder import Qwen3TextEncoder
 from ..prompt.template import load_tokenizer, tokenise
 from ..weights import load_autoencoder, load_text_encoder, load_transformer, read_transformer
 from .cache import digest
-from .frozen import from_checkpoint
+from .frozen import Stored, from_checkpoint
 from .run import Parts
+
+# What a step takes in bytes, measured by tests, which hold these from both sides.
+PER_TOKEN = 42  # of one block on its way back: times width and the size of its type
+PER_TRAINED = 20  # a float32 value: itself, its gradient, AdamW's two moments, its average
+PER_MADE = 10  # a value of the largest matrix that is stored in fewer bits, while it is made again
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,13 @@ def name_of(path: Path) -> str:
     return digest(json.dumps(facts))
 
 
-def from_files(files: Files, device: torch.device | str = "cpu", whole: bool = False) -> tuple[Parts, str]:
+def from_files(
+    files: Files, device: torch.device | str = "cpu", whole: bool = False, streams: bool = False
+) -> tuple[Parts, str]:
     """The parts, and which variant the transformer is: Turbo, Base or omni.
 
     whole: the transformer's own layers, to be trained themselves, in bfloat16 or as they compute here.
+    streams: the transformer stays in the computer's memory, for `streamed`.
     Encoders are read when the first picture or text needs them, and leave the device after each use.
     """
     device = torch.device(device)
@@ -68,7 +76,8 @@ def from_files(files: Files, device: torch.device | str = "cpu", whole: bool = F
         dtype = compute_dtype(torch.bfloat16, device)
         model = load_transformer(files.transformer, device, dtype)
     else:
-        model = from_checkpoint(checkpoint, device)
+        computes = compute_dtype(checkpoint.dtype, device)
+        model = from_checkpoint(checkpoint, "cpu" if streams else device, computes)
     encoders: dict[str, Callable] = {}
 
     def autoencoder() -> AutoencoderKL:
@@ -112,16 +121,36 @@ def _computes(network: torch.nn.Module) -> torch.dtype:
     return compute_dtype(like.dtype, like.device)
 
 
+def bytes_of_step(model: S3DiT, tokens: int, trains: int) -> int:
+    """What a step with checkpoints takes of a card beside the model.
+
+    tokens: of all samples, captions included; trains: how many values do.
+    """
+    blocks = [b for stack in (*STEP_STACKS, *RUN_STACKS) for b in getattr(model, stack, ())]
+    inputs = PER_TOKEN + len(blocks)  # the input of each block is kept
+    stored = [layer for layer in model.modules() if isinstance(layer, Stored) and layer.spec]
+    made = max((layer.out_features * layer.in_features for layer in stored), default=0)
+    like = model.x_pad_token
+    return inputs * tokens * like.shape[-1] * like.element_size() + PER_TRAINED * trains + PER_MADE * made
+
+
 def streamed(model: S3DiT, vram: str, device: torch.device | str = "cuda", activations: int = 0) -> Streaming:
     """Weights come to the device block by block, as far as they do not fit into so much of it.
 
-    The model is in the computer's memory; what is not streamed is moved. activations: bytes for the rest.
+    The model is in the computer's memory; what is not streamed is moved. activations: bytes for the rest,
+    see `bytes_of_step`. Raises ValueError where nothing is left for two blocks.
     """
     device, steps = torch.device(device), blocks_of(model, STEP_STACKS, still)
     blocks = steps | blocks_of(model, RUN_STACKS, still)
     sizes = {key: bytes_of(weights) for key, weights in blocks.items()}
-    rest = bytes_of(list(model.parameters())) - sum(sizes.values())
-    room = size_of(vram) - rest - activations
+    rest = bytes_of(list(model.parameters())) - sum(sizes.values()) + activations
+    rest += FOR_LIBRARIES if device.type == "cuda" else 0
+    room = size_of(vram) - rest
+    if 2 * max(sizes.values()) > room:
+        raise ValueError(
+            f"a step needs {said(rest + 2 * max(sizes.values()))} of the card at this resolution, batch and "
+            f"rank, and {vram} are given: lower one of them, or give it more"
+        )
     resident = resident_blocks({key: sizes[key] for key in steps}, room)
     away = {id(weight) for key in blocks.keys() - resident for weight in blocks[key]}
     for weight in model.parameters():

@@ -22,7 +22,7 @@ from ..model.hooks import BlockHook
 from ..model.s3dit import S3DiT
 from ..weights.lora import fit_lora, read_lora
 from . import lora
-from .batch import Batches, Example, bucket_of, resized
+from .batch import MULTIPLE, Batches, Example, bucket_of, resized
 from .cache import Cache, digest
 from .data.picture_files import flattened, open_picture
 from .data.records import PictureRecord
@@ -36,6 +36,7 @@ from .trainer import Progress, fit, trained
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = {"plan.steps", "plan.save_seconds", "plan.save_steps", "sample_prompts", "sample_every"}
+LONGEST = 512  # tokens of a caption, as the reference cuts them
 PRIOR_AT_ONCE = 4  # pictures of the model's own that are made together
 
 
@@ -89,6 +90,18 @@ class Settings:
                 f"batch {self.batch}, caption dropout {self.caption_dropout} and share of prior pictures "
                 f"{self.prior_share}: expected 1 or more, and 0 to below 1 twice"
             )
+
+    @property
+    def prior_count(self) -> int:
+        """How many of each batch the model made itself; at batch 1 there is one beside the other."""
+        share = self.prior_share if self.prior else 0
+        return max(1, round(self.batch * share)) if share else 0
+
+    @property
+    def tokens(self) -> int:
+        """Of a step's pictures, and of captions of the greatest length."""
+        pictures = max(self.batch, 1 + self.prior_count)
+        return pictures * ((self.resolution // MULTIPLE) ** 2 + LONGEST)
 
 
 class Watch:
@@ -191,12 +204,6 @@ class PictureRun:
                 self.features(text)
         self.group.wait()
 
-    @property
-    def prior_count(self) -> int:
-        """How many of each batch the model made itself; at batch 1 there is one beside the other."""
-        share = self.settings.prior_share if self.settings.prior else 0
-        return max(1, round(self.settings.batch * share)) if share else 0
-
     def _hooks(self) -> tuple[BlockHook, ...]:
         if not (self.settings.checkpointing or self.parts.streaming):
             return ()
@@ -246,7 +253,7 @@ class PictureRun:
             found.append(Example(self.latent(picture.path), features, share))
         watch.stage("pictures", len(self.pictures), len(self.pictures))
         empty = self.features("") if settings.caption_dropout else None
-        count = max(1, settings.batch - self.prior_count)
+        count = max(1, settings.batch - self.settings.prior_count)
         return Batches(found, count, settings.plan.seed, settings.caption_dropout, empty)
 
     def latent(self, path: Path) -> Tensor:
@@ -287,7 +294,7 @@ class PictureRun:
                 latent = self.cache.of(names[at], lambda at=at, made=made: made()[at % PRIOR_AT_ONCE])
                 found.append(Example(latent, (row,)))
         watch.stage("prior", total, total)
-        return Batches(found, self.prior_count, settings.plan.seed + 1)
+        return Batches(found, self.settings.prior_count, settings.plan.seed + 1)
 
     def model_name(self) -> str:
         """Of the transformer; where nobody said which it is, by some of its values."""
