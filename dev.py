@@ -51,7 +51,7 @@ BENCHES = {
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }
 BENCH_MODULES = {"cache": "step_cache", "train": "training"}  # where the name is not the module's
-GPU_PARTS = ("speed", "memory", "nano")
+GPU_PARTS = ("speed", "memory", "nano", "train")
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {
     "web": "the tests in a browser instead",

@@ -96,6 +96,12 @@ def streaming(scale: Scale, until: float) -> Iterator[dict]:
     yield from streamed.on_card(scale, until)
 
 
+def training(scale: Scale, until: float) -> Iterator[dict]:
+    from bench import training_on_card
+
+    yield from training_on_card.training_rows(scale, until)
+
+
 def nano(scale: Scale, until: float) -> Iterator[dict]:
     from bench import nano_on_card
 
@@ -109,9 +115,10 @@ class Part:
 
 
 PARTS = {
-    "speed": Part(240, {"distances": distances, "rates": rates, "forwards": forwards, "text": text}),
-    "memory": Part(150, {"expected": expected, "capped": capped, "streamed": streaming}),
-    "nano": Part(90, {"pictures": nano}),
+    "speed": Part(200, {"distances": distances, "rates": rates, "forwards": forwards, "text": text}),
+    "memory": Part(130, {"expected": expected, "capped": capped, "streamed": streaming}),
+    "nano": Part(60, {"pictures": nano}),
+    "train": Part(90, {"steps": training}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import subprocess
@@ -47,6 +48,13 @@ def test_parts_fit_their_time() -> None:
     assert all(part.seconds <= 4 * 60 for part in gpu.PARTS.values())
     assert sum(part.seconds for part in gpu.PARTS.values()) <= 8 * 60
     assert tuple(gpu.PARTS) == dev.GPU_PARTS
+
+
+@pytest.mark.long
+def test_steps_of_training_have_rows_at_a_tiny_scale() -> None:
+    rows = list(gpu.within("train", gpu.PARTS["train"], dataclasses.replace(TINY, sizes=(64,))))
+    assert all(found["value"] is not None and found["holds"] is None for found in rows[:2]), rows
+    assert len(rows) == 3 + 2 * 3 and not [found for found in rows if "failed" in found["name"]]
 
 
 def test_without_a_gpu_it_says_so() -> None:

@@ -44,7 +44,9 @@ def test_a_streamed_step_stays_within_what_it_may_take(vram: str) -> None:
         taken = step.resident + peak_of(step) + FOR_LIBRARIES
     assert taken <= size_of(vram)
     streams = len(step.hooks[0].streaming.stream.blocks)
-    assert streams == len(step.model.context_refiner) or taken >= 0.6 * size_of(vram), "as many blocks stay as find room"
+    assert streams == len(step.model.context_refiner) or taken >= 0.6 * size_of(vram), (
+        "as many blocks stay as find room"
+    )
 
 
 def test_too_little_is_said_with_what_is_needed() -> None:
