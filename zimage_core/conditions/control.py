@@ -153,13 +153,13 @@ class ControlPath(BlockHook):
         self.spans: dict[str, Span] = {}
 
     def enter(self, stack: str, hidden: Tensor, span: Span) -> tuple[Tensor, Span]:
-        self.spans[stack] = span
-        if stack == "noise_refiner" and self.beside:
-            self.tokens = self.beside[0][0].before_proj(self.tokens) + hidden
+        self.spans[stack], mine = span, span.share.mine if span.share else _all
+        if stack == "noise_refiner":
+            self.tokens = mine(self.tokens)
+            if self.beside:
+                self.tokens = self.beside[0][0].before_proj(self.tokens) + hidden
         elif stack == "layers":
-            for block in self.alone:
-                self._run(*block, "noise_refiner")
-            self.tokens = self.layers[0][0].before_proj(self.join(self.tokens)) + hidden
+            self.tokens = self.layers[0][0].before_proj(mine(self.join(self.tokens))) + hidden
         return hidden, span
 
     def block(self, stack: str, index: int, call: BlockCall, hidden: Tensor, span: Span) -> Tensor:
@@ -177,8 +177,10 @@ class ControlPath(BlockHook):
 
     def leave(self, stack: str, hidden: Tensor) -> Tensor:
         if stack == "noise_refiner":
-            for block in self.beside[self.refined :]:  # 2.0 has more of them than there are hints to give
+            for block in [*self.beside[self.refined :], *self.alone]:  # 2.0 has more than there are hints
                 self._run(*block, stack)
+            if share := self.spans[stack].share:
+                self.tokens = share.whole(self.tokens)
         return hidden
 
     def _run(self, block: Block, scales: Scales, stack: str) -> None:
@@ -186,6 +188,10 @@ class ControlPath(BlockHook):
 
     def _steer(self, hidden: Tensor, block: ControlBlock) -> Tensor:
         return torch.add(hidden, block.after_proj(self.tokens), alpha=self.strength)
+
+
+def _all(tokens: Tensor) -> Tensor:
+    return tokens
 
 
 def control_latent(

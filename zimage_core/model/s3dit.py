@@ -73,7 +73,7 @@ class Block(nn.Module):
         if scales is None:
             x = x + self.attention_norm2(self.attention(self.attention_norm1(x), span))
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
-        s = Scales(*scales)
+        s = Scales(*scales) if span.share is None else span.share.scales(Scales(*scales))
         out = scaled(self.attention_norm1, x, s.attention, s.weights.attention1, s.folded[0])
         out = self.attention(out, span, s.weights)
         x = gated(x, self.attention_norm2, out, s.attention_gate, s.weights.attention2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -106,6 +106,19 @@ class Captions:
         return real_tokens(self.lengths, self.features.shape[1], self.features.device)
 
 
+class Share(Protocol):
+    """Which part of a sequence's tokens this process has."""
+
+    def mine(self, tokens: Tensor) -> Tensor:
+        """[B, S, ...] -> this process's part of it."""
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        """This process's part -> [B, S, ...], on every process."""
+
+    def scales(self, scales: Scales) -> Scales:
+        """A block's modulation, for the part of the tokens."""
+
+
 class Span(NamedTuple):
     """What a stack of blocks needs beside its tokens."""
 
@@ -113,6 +126,7 @@ class Span(NamedTuple):
     bias: Tensor | None = None  # bool [B, 1, 1, S] of the keys to see, or added to scores [1 or B, 1, S, S]
     options: dict = {}  # opaque, handed to attention
     attend: Callable | None = None  # (q, k, v, bias, options) -> out, in place of attention's own product
+    share: Share | None = None  # where several processes have a part of the tokens each
 
 
 @dataclass(frozen=True)
