@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .acceleration.parallel import Parallel
 from .acceleration.small_card import SmallCard, count_tokens
 from .acceleration.step_cache import StepCache
 from .acceleration.tiles import bytes_for
 from .conditions.control import Control
 from .conditions.packed import in_one_pass, velocities
-from .conditions.reference_image import prepare_reference
+from .conditions.reference_image import as_image, prepare_reference
 from .conditions.references import References
-from .conditions.regions import Region, Regions
+from .conditions.regions import Region, Regions, region
 from .config import REFERENCE_MAX_TOKENS, SHIFT, TURBO_STEPS
 from .model.arithmetic import compute_dtype
 from .model.autoencoder import AutoencoderKL
@@ -70,6 +70,7 @@ class ZImagePipeline:
         self.transformer, self.text_encoder = transformer, text_encoder
         self.autoencoder, self.tokenizer, self.vision = autoencoder, tokenizer, vision
         self.card: SmallCard | None = None
+        self.parallel: Parallel | None = None
 
     @classmethod
     def from_pretrained(
@@ -129,6 +130,17 @@ class ZImagePipeline:
         if self.card:
             self.card.leave()
         self.card = card
+        return self
+
+    def enable_parallel(self, group: Any = None) -> ZImagePipeline:
+        """Each picture is drawn by all processes of a torch.distributed group; None: by all there are.
+
+        Every process has the parts of the model and makes the same calls, with generators of equal seeds;
+        each gets the whole picture. With streaming, tiles of the autoencoder are shared out too.
+        Raises ValueError for more processes than heads of attention.
+        """
+        self.parallel = Parallel(group)
+        self.parallel.check(self.transformer)
         return self
 
     def to(self, device: torch.device | str) -> ZImagePipeline:
@@ -306,7 +318,8 @@ class ZImagePipeline:
     ) -> Tensor:
         """Euler steps from noise x down the sigmas."""
         dtype, memo = self._computes_in(self.transformer), RunMemo()
-        hooks: Sequence[BlockHook] = controls
+        shared = [self.parallel] if self.parallel else []
+        hooks: Sequence[BlockHook] = [*shared, *controls]
         network, sides = self.transformer, [positive, negative] if guidance.scale > 0 else [positive]
         alone, both = (in_one_pass(each, network, memo) for each in ([positive], sides))
 
@@ -327,7 +340,8 @@ class ZImagePipeline:
                     turns.enter_context(self.card.whole(control.network))
                 if not self.card.fits(network, tokens()):  # one after the other, then
                     both = [*alone, *in_one_pass(sides[1:], network, memo)]
-                hooks = (*turns.enter_context(self.card.transformer(network, tokens())), *controls)
+                streaming = turns.enter_context(self.card.transformer(network, tokens()))
+                hooks = [*shared, *streaming, *controls]
             for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 timesteps = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
                 v = cache.velocity(predicted) if cache else predicted()
@@ -358,7 +372,7 @@ class ZImagePipeline:
             return x
         latent = self.autoencoder.from_model(x).to(self._computes_in(self.autoencoder))
         if self.card:
-            pixels = self.card.decode(self.autoencoder, latent)
+            pixels = self.card.decode(self.autoencoder, latent, self.parallel)
         else:
             pixels = self.autoencoder.decode(latent).float()
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
@@ -370,31 +384,3 @@ class ZImagePipeline:
 
         rows = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(row) for row in rows]
-
-
-def region(pair: Any) -> tuple[str | list[str], Tensor]:
-    """A pair of prompt and weight [h, w] or [1, h, w] -> the same with [1, h, w].
-
-    Raises ValueError for anything else, and for weights outside 0 to 1.
-    """
-    try:
-        texts, weight = pair
-        weight = torch.as_tensor(weight).float()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"regions holds {type(pair).__name__} {str(pair)[:40]!r}, expected pairs of a prompt and a "
-            "weight [h, w]"
-        ) from None
-    if weight.shape[:-2] not in ((), (1,)) or weight.ndim < 2 or not weight.numel():
-        raise ValueError(f"a region's weight has shape {tuple(weight.shape)}, expected [h, w]")
-    least, most = float(weight.min()), float(weight.max())
-    if not 0 <= least <= most <= 1:
-        raise ValueError(f"a region's weight goes from {least:g} to {most:g}, expected 0 to 1")
-    return texts, weight.reshape(1, *weight.shape[-2:])
-
-
-def as_image(image: Any) -> Tensor:
-    """A PIL image, or a tensor [H, W, 3] in [0, 1] -> [1, H, W, 3]."""
-    if isinstance(image, Tensor):
-        return image[None]
-    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255)[None]

@@ -8,9 +8,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.core.processes import ended, start
+from tests.core.random_models import TINY
 from tests.core.split import CASES
 from tests.long import LONG
-from zimage_core.acceleration.parallel import parts
+from zimage_core import S3DiT
+from zimage_core.acceleration.parallel import Parallel, parts
 
 CLOSE = 1e-6  # relative L2 in float32; sums over parts of another size may be rounded otherwise
 COUNTS = (2, 4) if LONG else (2,)
@@ -33,6 +35,18 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
 @pytest.mark.parametrize("name", CASES)
 def test_several_processes_draw_what_one_draws(errors, name: str, count: int) -> None:
     assert all(float(each[name]) <= CLOSE for each in errors[count])
+
+
+def test_a_picture_by_the_pipeline_is_the_same(errors) -> None:
+    """With guidance, streamed weights, and tiles shared out."""
+    assert all(float(each["picture"]) <= CLOSE for each in errors[2])
+
+
+def test_more_processes_than_heads_are_refused() -> None:
+    parallel = Parallel.__new__(Parallel)
+    parallel.size = 4
+    with pytest.raises(ValueError, match="4 processes for 2 heads.*at most 2"):
+        parallel.check(S3DiT(TINY, device="meta"))
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from tests.core.random_models import random_s3dit, randomise, relative
 from tests.core.small_diffusers import small_parts
 from zimage_core import AutoencoderKL, S3DiTConfig, ZImagePipeline
 from zimage_core.conditions.control import Control, ControlNet
+from zimage_core.conditions.regions import region
 from zimage_core.config import ControlConfig
-from zimage_core.pipeline import region
 from zimage_core.prompt.template import TEMPLATE, apply_template, tokenise
 
 DIT = S3DiTConfig(dim=256, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=128, t_hidden=1024)

@@ -81,12 +81,21 @@ class Parallel(BlockHook):
     def prepare(
         self, model: nn.Module, x: Tensor, prepared: Prepared, time: Time, memo: RunMemo
     ) -> BlockHook:
+        self.check(model)
+        return self
+
+    def check(self, model: nn.Module) -> None:
         heads = model.config.n_heads
         if self.size > heads:
             raise ValueError(
                 f"{self.size} processes for {heads} heads of attention: each needs one, start at most {heads}"
             )
-        return self
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, on each."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
 
     def enter(self, stack: str, hidden: Tensor, span: Span) -> tuple[Tensor, Span]:
         if stack not in STEP_STACKS or self.size == 1:

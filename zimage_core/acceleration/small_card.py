@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..model.hooks import BlockHook
 from ..model.s3dit import Condition, S3DiT
+from .parallel import Parallel
 from .streaming import RUN_STACKS, STEP_STACKS, Key, Streaming, blocks_of, bytes_of, matrices, stream_layers
 from .tiles import bytes_for, decode_in_tiles, tile_side
 
@@ -172,8 +173,11 @@ class SmallCard:
         with self._turn(module, (), bytes_of(all_of(module)), activations):
             yield
 
-    def decode(self, autoencoder: nn.Module, latent: Tensor) -> Tensor:
-        """Raw latents [B, 16, h, w] -> pixels in float32: all at once, one by one, or in tiles."""
+    def decode(self, autoencoder: nn.Module, latent: Tensor, parallel: Parallel | None = None) -> Tensor:
+        """Raw latents [B, 16, h, w] -> pixels in float32: all at once, one by one, or in tiles.
+
+        parallel: who shares the tiles.
+        """
         decode, factor = autoencoder.decode, autoencoder.config.downscale
         room = self.left - bytes_of(all_of(autoencoder))
         one = bytes_for(autoencoder, latent.shape[-2] * latent.shape[-1] * factor**2)
@@ -184,7 +188,9 @@ class SmallCard:
         side = tile_side(autoencoder, room)
         log.warning("the picture is decoded in tiles of %d pixels, to fit into memory", side * factor)
         with self.whole(autoencoder, bytes_for(autoencoder, (side * factor) ** 2)):
-            return torch.cat([decode_in_tiles(decode, some, side, factor) for some in latent.split(1)])
+            return torch.cat(
+                [decode_in_tiles(decode, some, side, factor, parallel) for some in latent.split(1)]
+            )
 
     @contextmanager
     def _turn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +33,43 @@ def starts(length: int, side: int) -> list[int]:
     return [round(at * (length - side) / (count - 1)) for at in range(count)]
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Tensor], latent: Tensor, side: int, downscale: int) -> Tensor:
+class Together(Protocol):
+    """Processes that share work."""
+
+    rank: int
+    size: int
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, on each."""
+
+
+def decode_in_tiles(
+    decode: Callable[[Tensor], Tensor],
+    latent: Tensor,
+    side: int,
+    downscale: int,
+    together: Together | None = None,
+) -> Tensor:
     """latent [B, C, h, w] -> pixels [B, 3, h, w] * downscale in float32, tiles fading into each other.
 
     decode: the same for a tile. The autoencoder's norms and attention see a tile at a time, so that colours
-    may differ a little from those of the whole.
+    may differ a little from those of the whole. together: processes with the same latent, each of which
+    decodes some of the tiles.
     """
     height, width = latent.shape[-2:]
-    total = weights = None
-    for top in starts(height, side):
-        for left in starts(width, side):
-            part = decode(latent[..., top : top + side, left : left + side]).float()
-            if total is None:
-                shape = (*part.shape[:2], height * downscale, width * downscale)
-                total, weights = part.new_zeros(shape), part.new_zeros(1, 1, *shape[2:])
-            fade = _fade(part.shape[-2], part)[:, None] * _fade(part.shape[-1], part)
-            place = (..., *(slice(at * downscale, at * downscale + size)
-                            for at, size in ((top, part.shape[-2]), (left, part.shape[-1]))))  # fmt: skip
-            total[place] += part * fade
-            weights[place] += fade
+    shape = (latent.shape[0], 3, height * downscale, width * downscale)
+    total = torch.zeros(shape, device=latent.device)
+    weights = total.new_zeros(1, 1, *shape[2:])
+    places = [(top, left) for top in starts(height, side) for left in starts(width, side)]
+    for top, left in places[together.rank :: together.size] if together else places:
+        part = decode(latent[..., top : top + side, left : left + side]).float()
+        fade = _fade(part.shape[-2], part)[:, None] * _fade(part.shape[-1], part)
+        place = (..., *(slice(at * downscale, at * downscale + size)
+                        for at, size in ((top, part.shape[-2]), (left, part.shape[-1]))))  # fmt: skip
+        total[place] += part * fade
+        weights[place] += fade
+    if together:
+        total, weights = together.total(total), together.total(weights)
     return total / weights
 
 

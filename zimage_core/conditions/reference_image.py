@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,3 +44,10 @@ def prepare_reference(image: Tensor, limit: int = REFERENCE_AREA, area: int | No
         )
     top, left = (height - rows) // 2, (width - columns) // 2
     return ReferenceImage(image, image[:, top : top + rows, left : left + columns])
+
+
+def as_image(image: Any) -> Tensor:
+    """A PIL image, or a tensor [H, W, 3] in [0, 1] -> [1, H, W, 3]."""
+    if isinstance(image, Tensor):
+        return image[None]
+    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255)[None]

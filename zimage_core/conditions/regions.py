@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -120,3 +120,24 @@ def attention_bias(weights: Tensor, real: Tensor, spans: Sequence[int], dtype: t
     put(bias[:, start:, :start], weights[..., owner] * real[:, None])
     put(bias[:, :start, start:], weights[..., owner].mT)
     return bias[:, None]
+
+
+def region(pair: Any) -> tuple[str | list[str], Tensor]:
+    """A pair of prompt and weight [h, w] or [1, h, w] -> the same with [1, h, w].
+
+    Raises ValueError for anything else, and for weights outside 0 to 1.
+    """
+    try:
+        texts, weight = pair
+        weight = torch.as_tensor(weight).float()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"regions holds {type(pair).__name__} {str(pair)[:40]!r}, expected pairs of a prompt and a "
+            "weight [h, w]"
+        ) from None
+    if weight.shape[:-2] not in ((), (1,)) or weight.ndim < 2 or not weight.numel():
+        raise ValueError(f"a region's weight has shape {tuple(weight.shape)}, expected [h, w]")
+    least, most = float(weight.min()), float(weight.max())
+    if not 0 <= least <= most <= 1:
+        raise ValueError(f"a region's weight goes from {least:g} to {most:g}, expected 0 to 1")
+    return texts, weight.reshape(1, *weight.shape[-2:])
