@@ -48,6 +48,7 @@ BENCHES = {
     "formats": "size and error of quantised formats",
     "lora": "what LoRAs trained on the nano model learn and keep, beside ComfyUI's own training node",
     "roofline": "predicted time of a forward on cards, without one",
+    "split": "predicted time of a forward that several cards do together",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }
 BENCH_MODULES = {"cache": "step_cache", "train": "training"}  # where the name is not the module's
