@@ -45,13 +45,16 @@ BENCHES = {
     "loading": "what a cold load of a full-size file reads, takes and costs, beside ComfyUI's",
     "diversity": "how much pictures of one prompt differ",
     "cache": "how far guided runs with steps left out end from whole ones, beside other caches",
+    "curation": "what curation gains for rare concepts, trained from random weights; takes hours",
+    "data": "planted faults among pictures that are found, and the memory of looking at many",
     "formats": "size and error of quantised formats",
     "lora": "what LoRAs trained on the nano model learn and keep, beside ComfyUI's own training node",
     "roofline": "predicted time of a forward on cards, without one",
     "split": "predicted time of a forward that several cards do together",
     "gpu": "all that has a row for a GPU, by the Python that runs this file; sets nothing up",
 }
-BENCH_MODULES = {"cache": "step_cache", "train": "training"}  # where the name is not the module's
+# where the name is not the module's
+BENCH_MODULES = {"cache": "step_cache", "curation": "data_curation", "train": "training"}
 GPU_PARTS = ("speed", "memory", "nano", "train")
 # Sets of tests that need more: their folder is tests/NAME, what they need is pyproject's extra NAME-test.
 SETS = {

@@ -13,8 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ...prompt.endpoint_settings import EndpointError, read_endpoints
+from ...weights import WeightsError
+from .. import parts
 from . import concepts
+from .caption_match import CaptionJudge
 from .captioners import EndpointCaptioner, LocalCaptioner, destination
 from .captions import LANGUAGES, CaptionError, caption_all, difference
 from .inspection import ALL_KINDS, Plan, Progress, inspect, vision_embedder
@@ -51,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--endpoints", type=Path, help="the owner's file of chat servers")
     parser.add_argument("--language", action="append", choices=LANGUAGES, help="of captions (default: en)")
     parser.add_argument("--pairs", type=Path, help="jsonl of before and after: each gets an instruction")
+    parser.add_argument("--model", type=Path, help="a model's folder: do captions fit, by its own judgement?")
+    parser.add_argument("--model-side", type=int, default=512, help="pixels of a side at which it judges")
     parser.add_argument("--vision", type=Path, help="SigLIP 2's vision encoder, to find more copies")
     return parser
 
@@ -61,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return run(options)
-    except (DataError, CaptionError, EndpointError, PictureError, OSError) as error:
+    except (DataError, CaptionError, EndpointError, PictureError, WeightsError, OSError) as error:
         log.error("%s", error)
         return 1
 
@@ -75,7 +82,13 @@ def run(options: argparse.Namespace) -> int:
     data = load(source)
     log.info("%d pictures in %s", len(data.records), source)
     embed = vision_embedder(options.vision) if options.vision else None
-    plan = Plan(Thresholds(side=options.side), frozenset(options.keep), frozenset(options.skip), embed=embed)
+    plan = Plan(
+        Thresholds(side=options.side),
+        keep=frozenset(options.keep),
+        skip=frozenset(options.skip),
+        embed=embed,
+        judge=caption_judge(options.model, options.model_side) if options.model else None,
+    )
     records, report = inspect(data, plan)
     if options.captions:
         records = with_captions(records, report, captioner, options.language or ["en"])
@@ -88,6 +101,13 @@ def run(options: argparse.Namespace) -> int:
     log.info("%s", report.text().rstrip())
     log.info("data.jsonl, report.txt, report.json and sheet.jpg are in %s", out)
     return 0
+
+
+def caption_judge(model: Path, side: int) -> CaptionJudge:
+    """On the card where there is one. Raises FileNotFoundError or WeightsError for another folder."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found, _ = parts.from_files(parts.files_in(model), device)
+    return CaptionJudge(found.model, found.encode, found.features, side)
 
 
 def chosen_captioner(options: argparse.Namespace) -> LocalCaptioner | EndpointCaptioner | None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from . import duplicates
+from .caption_match import LEAST, CaptionJudge, fits
 from .fingerprints import Fingerprints
 from .optional import MissingPackage
 from .picture_files import LIMITS, Limits, PictureError, open_picture
@@ -23,8 +24,8 @@ from .report import Found, Report
 
 log = logging.getLogger(__name__)
 
-UNREADABLE, DUPLICATE = "unreadable", "duplicate"
-ALL_KINDS = (UNREADABLE, *KINDS, DUPLICATE)
+UNREADABLE, DUPLICATE, CAPTION = "unreadable", "duplicate", "wrong caption"
+ALL_KINDS = (UNREADABLE, *KINDS, DUPLICATE, CAPTION)
 MEASURED = tuple(field.name for field in fields(Measures))
 EVERY = 30.0  # seconds between two lines of progress
 
@@ -40,6 +41,7 @@ class Plan:
     skip: Collection[str] = ()
     limits: Limits = LIMITS
     embed: Embed | None = None
+    judge: CaptionJudge | None = None
 
 
 class Progress:
@@ -69,6 +71,8 @@ def inspect(data: DataSet, plan: Plan = Plan()) -> tuple[list[PictureRecord], Re
             report.found.append(Found(str(record.path), UNREADABLE, record.drop, True))
     if "duplicates" not in plan.skip:
         looked.copies(records)
+    if plan.judge is not None:
+        looked.captions(records, plan.judge)
     looked.tell_measures()
     report.pictures = len(records)
     report.kept = sum(not record.drop for record in records)
@@ -123,6 +127,15 @@ class Looked:
             if drops:
                 reasons.append(f"{finding.kind}: {finding.reason}")
         return replace(record, drop="; ".join(reasons)) if reasons else record
+
+    def captions(self, records: list[PictureRecord], judge: CaptionJudge) -> None:
+        """Drop pictures whose caption fits hardly better than those of others."""
+        found = fits(records, judge, self.plan.limits, Progress("captions beside pictures"))
+        self.report.ran.append(f"captions beside pictures, {len(found):,} of them")
+        for index, fit in found.items():
+            if fit < LEAST:
+                reason = f"it helps the model {fit:.2f} times as much as captions usually do, below {LEAST}"
+                records[index] = self._told(records[index], [Finding(CAPTION, reason)])
 
     def tell_measures(self) -> None:
         """How the pictures differ in what is measured, for the thresholds to be judged by."""
