@@ -218,3 +218,13 @@ def test_eight_bit_adam_says_how_to_get_it(monkeypatch):
 def test_nothing_to_train_is_said(tmp_path):
     with pytest.raises(ValueError, match="nothing to train"):
         fit({}, lambda step, generator: 0.0, PLAN, tmp_path)
+
+
+def test_moments_within_a_dict_are_kept(tmp_path):
+    """As those of bitsandbytes."""
+    value = torch.arange(6, dtype=torch.uint8)
+    moments = {"state": {0: {"step": 3, "outer": {"state1": value}}}, "param_groups": [{"lr": 1.0}]}
+    states.save(tmp_path, states.State(1, 0.0, {}, {}, [moments]))
+    (found,) = states.load(tmp_path).moments
+    assert found["param_groups"] == [{"lr": 1.0}] and found["state"][0]["step"] == 3
+    assert torch.equal(found["state"][0]["outer"]["state1"], value)

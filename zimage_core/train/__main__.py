@@ -35,6 +35,8 @@ NO_ADAPTER = (
     "Give the adapter's file with --adapter (zimage_turbo_training_adapter), or train Base"
 )
 
+TURBO = "this is Turbo: trained on plain noise it unlearns to draw in few steps. Train Base where you can"
+
 
 def train_lora(given: argparse.Namespace, group: Processes) -> None:
     data, files, run = begun(given), files_of(given), run_folder(given)
@@ -58,6 +60,8 @@ def train_lora(given: argparse.Namespace, group: Processes) -> None:
 def train_full(given: argparse.Namespace, group: Processes) -> None:
     data, files, run = begun(given), files_of(given), run_folder(given)
     made, variant = parts.from_files(files, group.device, whole=True)
+    if variant == "Turbo" and made.model.config.full_size:
+        log.warning("%s", TURBO)
     settings = full_settings(given, made, variant, len(data.pictures))
     said(data, settings, run)
     FullRun(made, data.pictures, settings, run, data.hash, group=group).train(watch(run, group))

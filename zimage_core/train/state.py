@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,33 @@ def flat(state: State) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     for at, moments in enumerate(state.moments):
         rest: dict[str, Any] = {"state": {}, "param_groups": moments["param_groups"]}
         for index, values in moments["state"].items():
-            for key, value in values.items():
+            for key, value in _flattened(values):
                 if isinstance(value, Tensor):
                     tensors[f"moment.{at}.{index}.{key}"] = value
                 else:
                     rest["state"].setdefault(str(index), {})[key] = value
         numbers.append(rest)
     return tensors, numbers
+
+
+def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """bitsandbytes has moments in a dict within."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}/{inner}", found) for inner, found in _flattened(value))
+        else:
+            yield key, value
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        *outer, last = key.split("/")
+        into = out
+        for name in outer:
+            into = into.setdefault(name, {})
+        into[last] = value
+    return out
 
 
 def of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> State:
@@ -73,7 +93,8 @@ def of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> State:
             owner, index, key = name.split(".", 2)
             if int(owner) == at:
                 found.setdefault(int(index), {})[key] = value
-        moments.append({"state": found, "param_groups": numbers["param_groups"]})
+        state = {index: _nested(values) for index, values in found.items()}
+        moments.append({"state": state, "param_groups": numbers["param_groups"]})
     return State(int(facts["step"]), float(facts["seconds"]), parts["weight"], parts["average"], moments)
 
 

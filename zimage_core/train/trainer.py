@@ -192,7 +192,8 @@ def fit(
         raise ValueError("nothing to train: all parameters are frozen")
     run = Run(parameters, plan, folder, (optimizers or plan.optimizers)(parameters), group)
     if group.first:
-        check_space(folder, 4 * sum(p.nbytes for p in parameters.values()))
+        averages = sum(value.nbytes for value in run.average.values()) if plan.ema else 0
+        check_space(folder, 3 * sum(p.nbytes for p in parameters.values()) + averages)
     folder.mkdir(parents=True, exist_ok=True)
     end = plan.steps if stop_at is None else min(stop_at, plan.steps)
     saved, consistent = time.monotonic(), True
