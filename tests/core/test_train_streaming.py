@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bench.copies import CopiedWeights
@@ -17,11 +19,15 @@ from tests.core.together import CONFIG, examples
 from zimage_core import S3DiT
 from zimage_core.acceleration import streaming
 from zimage_core.acceleration.checkpointing import Checkpointing
-from zimage_core.acceleration.streaming import STEP_STACKS, Streaming, blocks_of, still
+from zimage_core.acceleration.streaming import STEP_STACKS, Streaming, blocks_of, bytes_of, still
 from zimage_core.model.hooks import BlockHook
-from zimage_core.train import lora
+from zimage_core.train import lora, parts
 from zimage_core.train.batch import Batches
+from zimage_core.train.data.records import PictureRecord
 from zimage_core.train.frozen import from_checkpoint
+from zimage_core.train.plan import Plan
+from zimage_core.train.run import LoraRun, Settings
+from zimage_core.train.samples import Sampling
 from zimage_core.train.stages.velocity import Velocity
 from zimage_core.train.trainer import trained
 from zimage_core.weights import read_transformer
@@ -29,6 +35,7 @@ from zimage_core.weights.quantised import quantise_fp8
 
 (SEED,) = seeds(1)
 CPU = torch.device("cpu")
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 DEEP = replace(CONFIG, n_layers=5, n_refiner_layers=2)
 ALL_STACKS = ("noise_refiner", "context_refiner", "layers")
 
@@ -166,3 +173,29 @@ def test_modulation_that_trains_is_not_streamed_by() -> None:
     with pytest.raises(ValueError, match="adaLN_modulation.*trains"):
         Checkpointing(model, Streaming(model, CPU, training=True))
     assert still(model.layers[0])
+
+
+def test_a_run_from_files_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """With what is set aside for a step, some blocks of the built-in model stay and some are streamed."""
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png")
+    pictures = [PictureRecord(tmp_path / "a.png", ("all teal",))]
+    plan = Plan(steps=2, lr=1e-3, warmup=1)
+    settings = Settings(
+        plan, lora.Settings(rank=2), sampling=Sampling(2), resolution=64, batch=2, prior=("a fox",)
+    )
+    made = {}
+    for streams in (False, True):
+        found, _ = parts.from_files(parts.files_in(NANO), streams=streams)
+        if streams:
+            needed = parts.bytes_of_step(
+                found.model, settings.tokens, lora.values_of(found.model, settings.lora)
+            )
+            blocks = [bytes_of(weights) for weights in blocks_of(found.model, STEP_STACKS, still).values()]
+            small = bytes_of(list(found.model.parameters())) - sum(blocks)
+            found.streaming = parts.streamed(found.model, small + needed + 4 * max(blocks), "cpu", needed)
+            streamed = [key for key in found.streaming.stream.blocks if key[0] in STEP_STACKS]
+            assert 0 < len(streamed) < len(blocks)
+        changes = LoraRun(found, pictures, settings, tmp_path / str(streams)).train()
+        made[streams] = lora.tensors(changes, dtype=torch.float32)
+    assert made[True].keys() == made[False].keys()
+    assert all(torch.equal(value, made[False][name]) for name, value in made[True].items())

@@ -134,7 +134,9 @@ def bytes_of_step(model: S3DiT, tokens: int, trains: int) -> int:
     return inputs * tokens * like.shape[-1] * like.element_size() + PER_TRAINED * trains + PER_MADE * made
 
 
-def streamed(model: S3DiT, vram: str, device: torch.device | str = "cuda", activations: int = 0) -> Streaming:
+def streamed(
+    model: S3DiT, vram: str | int, device: torch.device | str = "cuda", activations: int = 0
+) -> Streaming:
     """Weights come to the device block by block, as far as they do not fit into so much of it.
 
     The model is in the computer's memory; what is not streamed is moved. activations: bytes for the rest,
