@@ -24,6 +24,11 @@ def _norm(channels: int, groups: int, **where) -> nn.GroupNorm:
     return operations.GroupNorm(groups, channels, eps=NORM_EPS, **where)
 
 
+def _silu(x: Tensor) -> Tensor:
+    """Without gradients it overwrites x: give it a temporary."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions around a shortcut, [B,c_in,H,W] -> [B,c_out,H,W]."""
 
@@ -37,8 +42,8 @@ class ResBlock(nn.Module):
             self.nin_shortcut = operations.Conv2d(c_in, c_out, 1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        # Nested on purpose: a local name would keep the first half's result alive during the second.
+        h = self.conv2(_silu(self.norm2(self.conv1(_silu(self.norm1(x))))))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -127,7 +132,7 @@ class Encoder(nn.Module):
                 h = block(h)
             if hasattr(stage, "downsample"):
                 h = stage.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(_run_mid(self.mid, h))))
+        return self.conv_out(_silu(self.norm_out(_run_mid(self.mid, h))))
 
 
 class Decoder(nn.Module):
@@ -165,7 +170,7 @@ class Decoder(nn.Module):
                 h = block(h)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(_silu(self.norm_out(h)))
 
 
 def as_cards_compute(x: Tensor) -> Tensor:
