@@ -21,6 +21,8 @@ from .save_image import ZImageSaveImage
 from .save_quantized import ZImageSaveQuantized
 from .speed import ZImageSpeed
 from .style import ZImageStyle
+from .train_lora import ZImageTrainLora
+from .training_data import ZImageTrainingData
 from .variations import ZImageSheet, ZImageVariations
 from .wildcards import ZImageWildcards
 
@@ -48,6 +50,8 @@ NODES = (
     ZImageSaveImage,
     ZImageSaveQuantized,
     ZImageSpeed,
+    ZImageTrainingData,
+    ZImageTrainLora,
 )
 
 bare_names()

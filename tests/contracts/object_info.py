@@ -86,9 +86,12 @@ def of_server(server: ComfyServer, wanted: Callable[[str, dict], bool]) -> dict:
         path.touch()
     for suffix in ("png", "wav", "mp4", "latent"):
         (server.base / "input" / f"{FILE}.{suffix}").touch()
+    pictures = server.base / "input" / FILE
+    pictures.mkdir()
+    (pictures / f"{FILE}.png").touch()
 
     def is_files(_: str, options: list) -> bool:
-        return any(str(option).startswith(FILE) for option in options)
+        return any(FILE in str(option) for option in options)
 
     found = server.object_info()
     return {name: extract(found[name], is_files) for name in sorted(found) if wanted(name, found[name])}

@@ -61,7 +61,7 @@ def state_of(names: Iterable[str]) -> list:
     found = []
     for name in names:
         try:
-            found.append((name, *_state(_path(name))))
+            found.append((name, *_state(path_of(name))))
         except (WeightsError, OSError) as error:
             found.append((name, str(error)))
     return found
@@ -69,7 +69,7 @@ def state_of(names: Iterable[str]) -> list:
 
 def read(name: str) -> LoraFile:
     """name: see `find`. Raises WeightsError for files that are none or are damaged."""
-    path = _path(name)
+    path = path_of(name)
     key = (path, *_state(path))
     file = _kept.pop(key, None) or read_lora(path)
     _kept[key] = file  # the last one used
@@ -78,7 +78,8 @@ def read(name: str) -> LoraFile:
     return file
 
 
-def _path(name: str) -> Path:
+def path_of(name: str) -> Path:
+    """name: see `find`."""
     found = find(name)
     path = folder_paths.get_full_path(FOLDER, found)
     if path is None:

@@ -23,7 +23,7 @@ from ..running.lora import LoraUse, with_loras
 from ..running.merged import not_merged, readable
 from .data_folders import TrainingData
 from .parts import parts_of, variant_and_name
-from .run_folder import RunError, RunFolder
+from .run_folder import RUNS, RunError, RunFolder
 
 NO_ADAPTER = (
     "This is Turbo, and it was trained without its training adapter: it unlearns to draw in few steps. "
@@ -90,10 +90,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Trained:
-    """model: with the LoRA on it. file: the LoRA. said: the report, line by line."""
+    """model: with the LoRA on it. file: the LoRA; listed: its name. said: the report, line by line."""
 
     model: Any
     file: Path
+    listed: str
     said: tuple[str, ...]
 
 
@@ -121,9 +122,11 @@ def train(
     if wanted.save:
         folder.save()
     place = folder.saved if wanted.save else folder.lora
+    listed = place.name if wanted.save else f"{RUNS}/{folder.name}/{place.name}"
     use = LoraUse(place.name, read_lora(folder.lora), 1.0, 0.0)
     changed, _, used = with_loras(model, None, [use])
-    return Trained(changed, place, (*said, f"LoRA: {place}", *used))
+    where = f"models/loras/{listed}" if wanted.save else f"output/{listed}"
+    return Trained(changed, place, listed, (*said, f"The LoRA is in {where}.", *used))
 
 
 def _run(

@@ -1,0 +1,124 @@
+"""A training seen on its node while it runs: its losses, samples and time left, and a bar of its steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import comfy.utils
+import numpy as np
+import torch
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ....zimage_core.train.run import Watch
+from ..training.run_folder import RUNS, RunFolder
+from .sheet import sheet
+
+EVENT = "zimage.training"  # for web/training.js
+PAUSE = 0.5  # seconds between two of them
+MOST_POINTS = 200  # of the curve
+MOST_SHOWN = 12  # steps on the sheet
+SIDE = 192  # pixels of a picture on a contact sheet
+MOST_PICTURES = 48  # on it
+
+
+class Live(Watch):
+    """Raises the host's own error where somebody pressed Cancel."""
+
+    def __init__(self, node_id: str | None, folder: RunFolder, prompts: tuple[str, ...], steps: int) -> None:
+        self.node_id, self.folder, self.prompts = node_id, folder, prompts
+        self.bar, self.last, self.points = comfy.utils.ProgressBar(steps), 0.0, _logged(folder.path)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        management.throw_exception_if_processing_interrupted()
+        self._send({"stage": name, "done": done, "total": total}, at_once=done == total)
+
+    def step(self, progress: Any) -> None:
+        self.points.append((progress.step, progress.smooth))
+        self.bar.update_absolute(progress.step, progress.steps)
+        said = {name: getattr(progress, name) for name in ("step", "steps", "smooth", "left")}
+        self._send(said, at_once=progress.step == progress.steps)
+        management.throw_exception_if_processing_interrupted()
+
+    def sample(self, step: int, prompt: str, pixels: Tensor) -> None:
+        self.folder.samples.mkdir(parents=True, exist_ok=True)
+        rows = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(rows).save(self.folder.samples / f"{step:06d}-{self.prompts.index(prompt)}.png")
+        self._send({}, at_once=True)
+
+    def _send(self, said: dict[str, Any], at_once: bool) -> None:
+        server = getattr(PromptServer, "instance", None)
+        if server is None or self.node_id is None or not (at_once or time.monotonic() >= self.last + PAUSE):
+            return
+        self.last = time.monotonic()
+        shown = shown_of(self.folder, self.points)
+        server.send_sync(EVENT, {"node": self.node_id, **said, **shown}, server.client_id)
+
+
+def shown_of(folder: RunFolder, points: list[tuple[int, float]] | None = None) -> dict[str, Any]:
+    """The curve, thinned, and the latest samples, as the page finds them."""
+    points = _logged(folder.path) if points is None else points
+    apart = max(1, -(-len(points) // MOST_POINTS))
+    curve = points[::apart] + (points[-1:] if (len(points) - 1) % apart else [])
+    pictures = _samples(folder.samples)
+    latest = pictures[max(pictures)] if pictures else []
+    place = {"subfolder": f"{RUNS}/{folder.name}/samples", "type": "output"}
+    samples = [{"filename": path.name, **place, "changed": path.stat().st_mtime_ns} for path in latest]
+    return {"curve": curve, "samples": samples, "sampled": max(pictures, default=0)}
+
+
+def _logged(folder: Path) -> list[tuple[int, float]]:
+    """Of the steps before, where a run goes on."""
+    found = []
+    try:
+        for line in (folder / "state" / "log.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            found.append((row["step"], row["smooth"]))
+    except (OSError, ValueError, KeyError, TypeError):  # none, or cut off when the host was killed
+        pass
+    return found
+
+
+def _samples(folder: Path) -> dict[int, list[Path]]:
+    """{step: its pictures, in the order of the prompts}"""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob("*-*.png")):
+        step = path.name.partition("-")[0]
+        if step.isdecimal():
+            found.setdefault(int(step), []).append(path)
+    return found
+
+
+def sample_sheet(folder: RunFolder) -> Tensor:
+    """[1,H,W,3]: the samples of some steps, the first and the last among them; white where there are none."""
+    found = _samples(folder.samples)
+    steps = sorted(found)
+    if not steps:
+        return torch.ones(1, 64, 64, 3)
+    shown = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(len(steps), MOST_SHOWN))})
+    groups = [_batch(found[step]) for step in shown]
+    return sheet(groups, [f"step {step}" if step else "before" for step in shown], 0)
+
+
+def _batch(paths: list[Path]) -> Tensor:
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    size = pictures[0].size
+    rows = [np.asarray(picture.resize(size), np.float32) / 255 for picture in pictures]
+    return torch.from_numpy(np.stack(rows))
+
+
+def contact_sheet(pictures: list[tuple[Image.Image, str]]) -> Tensor:
+    """[1,H,W,3] of pictures with their captions, each in a square."""
+    squares = []
+    for picture, _ in pictures:
+        square = Image.new("RGB", (SIDE, SIDE), "white")
+        small = picture.copy()
+        small.thumbnail((SIDE, SIDE))
+        square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+        squares.append(torch.from_numpy(np.asarray(square).astype(np.float32) / 255)[None])
+    return sheet(squares, [caption for _, caption in pictures], 0)
