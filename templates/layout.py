@@ -53,6 +53,8 @@ HEIGHTS = {  # pixels, enough for what the node shows when it has run
     "ZImageSpeed": 150,
     "ZImageStyle": 300,
     "ZImageTextEncode": 400,
+    "ZImageTrainLora": 1010,
+    "ZImageTrainingData": 560,
     "ZImageTextEncoderLoader": 110,
     "ZImageTurboSampler": 510,
     "ZImageVAELoader": 110,
