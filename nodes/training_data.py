@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from .host.page.progress import show_text
 from .host.page.schema import schema
 from .host.training.data_folders import choices, load, state_of
-from .host.training.look import pictures, report
+from .host.training.look import looked_at
 
 DATA = io.Custom("ZIMAGE_TRAINING_DATA")
 CATEGORY = "Z-Image/training"
@@ -31,11 +31,20 @@ class ZImageTrainingData(io.ComfyNode):
                     tooltip="A folder in ComfyUI's input folder, with a .txt file of the same name beside "
                     "each picture; or a .jsonl or .toml list in it. Press R to see new ones. Pictures up to "
                     "80 megapixels, captions up to 8192 characters.",
-                )
+                ),
+                io.Boolean.Input(
+                    "leave_out",
+                    default=False,
+                    tooltip="Train without the pictures that the report names as faulty or as copies. Off: "
+                    "it only names them.",
+                ),
             ],
             outputs=[
                 DATA.Output(display_name="data", tooltip="For Z-Image Train LoRA."),
-                io.Image.Output(display_name="contact_sheet", tooltip="The first 48 pictures and captions."),
+                io.Image.Output(
+                    display_name="contact_sheet",
+                    tooltip="The pictures, those with findings first: framed red where they are left out.",
+                ),
                 io.String.Output(
                     display_name="report", tooltip="How many pictures of which sizes, and what is wrong."
                 ),
@@ -49,13 +58,12 @@ class ZImageTrainingData(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None) -> list | float:
+    def fingerprint_inputs(cls, folder: str | None, **settings: object) -> list | float:
         return float("nan") if folder is None else state_of(folder)
 
     @classmethod
-    def execute(cls, folder: str) -> io.NodeOutput:
-        data = load(folder)
-        text, sheet = report(data), pictures(data)
+    def execute(cls, folder: str, leave_out: bool = False) -> io.NodeOutput:
+        data, sheet, text = looked_at(load(folder), leave_out)
         show_text(cls.hidden.unique_id, text)
         shown = ui.PreviewImage(sheet, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(data, sheet, text, ui=shown)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management as management
@@ -28,11 +29,10 @@ from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.train import lora as library_lora
 
 layers = extension_module("nodes.host.training.layers")
-parts = extension_module("nodes.host.training.parts")
 training = extension_module("nodes.host.training.train")
 folders = extension_module("nodes.host.training.data_folders")
-run_folder = extension_module("nodes.host.training.run_folder")
-files = extension_module("nodes.host.loading.files")
+train_lora = extension_module("nodes.train_lora")
+training_data = extension_module("nodes.training_data")
 load_patcher = extension_module("nodes.host.loading.model").load_patcher
 load_clip = extension_module("nodes.host.loading.clip").load_clip
 load_vae = extension_module("nodes.host.loading.vae").load_vae
@@ -41,7 +41,6 @@ weights = extension_module("zimage_core.weights")
 lora = extension_module("zimage_core.train.lora")
 Watch = extension_module("zimage_core.train.run").Watch
 NANO = extension_module("nodes.host.built_in").NANO
-NotZImage = extension_module("nodes.host.running.accelerate").NotZImage
 
 SAME = 1e-5  # relative L2 of gradients in float32, summed in another order
 INPUTS_ROUNDED = 0.05  # where the host multiplies in int8 what was rounded to that
@@ -328,7 +327,7 @@ def test_data_is_named_by_the_list_and_stays_in_its_folder(places) -> None:
     (places / "input" / "cats" / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (places / "input" / "out").symlink_to(folders.EXAMPLE)
     (source / "link.png").symlink_to(folders.EXAMPLE / "03.png")
-    secret = places / "secret"
+    secret = places / "elsewhere"
     shutil.copytree(folders.EXAMPLE, secret)
     listed = ["input/cats", "input/cats/list.jsonl", "input/cats/two"]
     assert folders.choices() == [*listed, folders.BUILT_IN]
@@ -359,3 +358,61 @@ def test_encoders_that_do_not_belong_are_named(small, scratch) -> None:
     other = from_file(scratch / "other.safetensors", random_s3dit(wider, SEED).state_dict())
     with pytest.raises(ValueError, match="this CLIP makes features 256 wide, the MODEL takes"):
         trained(small, model=other)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that run without a page."""
+    hidden = SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)
+    for kind in (train_lora.ZImageTrainLora, training_data.ZImageTrainingData):
+        monkeypatch.setattr(kind, "hidden", hidden, raising=False)
+
+
+def settings_of_node(**changed: Any) -> dict[str, Any]:
+    """What the page sends: the defaults of the widgets, but for a short run."""
+    widgets = {i.id: i.default for i in train_lora.ZImageTrainLora.define_schema().inputs[4:]}
+    short = {"steps": 2, "batch": 2, "rank": 2, "resolution": 32, "sample_prompts": "a sloth\n\na fox"}
+    return widgets | short | changed
+
+
+def test_the_two_nodes(small, places, alone) -> None:
+    shutil.copytree(folders.EXAMPLE, places / "input" / "sloths")
+    shutil.copy(folders.EXAMPLE / "01.png", places / "input" / "sloths" / "twin.png")
+    with torch.inference_mode():
+        data, sheet, report = training_data.ZImageTrainingData.execute("input/sloths", True).args
+        assert sheet.ndim == 4 and sheet.shape[-1] == 3
+        assert "twin.png" in report and "1 left out" in report
+        everything = training_data.ZImageTrainingData.execute("input/sloths", False).args[0]
+        assert len(everything.data.pictures) == 11 and len(data.data.pictures) == 10
+        done = train_lora.ZImageTrainLora.execute(*small, data, **settings_of_node())
+        model, file, report, samples = done.args
+        assert file == "zimage_training/my lora/my lora.safetensors" and (places / "output" / file).is_file()
+        assert "input/sloths: 10 pictures, 10 at 32x32." in report
+        assert not torch.equal(picture(model), picture(small[0]))
+        assert samples.shape[1] > 64 and samples.shape[2] > 2 * 32
+        (shown,) = done.ui["training"]
+        assert [step for step, _ in shown["curve"]] == [1, 2] and shown["sampled"] == 2
+        names = [sample["filename"] for sample in shown["samples"]]
+        assert names == ["000002-0.png", "000002-1.png"]
+        with pytest.raises(ValueError, match="9 sample prompts: expected at most 8"):
+            many = "\n".join(map(str, range(9)))
+            train_lora.ZImageTrainLora.execute(*small, data, **settings_of_node(sample_prompts=many))
+
+
+def test_cancel_on_the_page_ends_the_node_and_the_next_run_goes_on(small, places, alone, monkeypatch) -> None:
+    run = extension_module("nodes.host.page.training").Live
+    pressed, step = [], run.step
+
+    def press(self: Any, progress: Any) -> None:
+        pressed.append(progress.step)
+        management.interrupt_current_processing(progress.step == 1 and len(pressed) == 1)
+        step(self, progress)
+
+    monkeypatch.setattr(run, "step", press)
+    given = settings_of_node(steps=3)
+    with torch.inference_mode():
+        data = folders.load(folders.BUILT_IN)
+        with pytest.raises(management.InterruptProcessingException):
+            train_lora.ZImageTrainLora.execute(*small, data, **given)
+        train_lora.ZImageTrainLora.execute(*small, data, **given)
+    assert pressed == [1, 2, 3]

@@ -23,8 +23,6 @@ EVENT = "zimage.training"  # for web/training.js
 PAUSE = 0.5  # seconds between two of them
 MOST_POINTS = 200  # of the curve
 MOST_SHOWN = 12  # steps on the sheet
-SIDE = 192  # pixels of a picture on a contact sheet
-MOST_PICTURES = 48  # on it
 
 
 class Live(Watch):
@@ -111,14 +109,3 @@ def _batch(paths: list[Path]) -> Tensor:
     rows = [np.asarray(picture.resize(size), np.float32) / 255 for picture in pictures]
     return torch.from_numpy(np.stack(rows))
 
-
-def contact_sheet(pictures: list[tuple[Image.Image, str]]) -> Tensor:
-    """[1,H,W,3] of pictures with their captions, each in a square."""
-    squares = []
-    for picture, _ in pictures:
-        square = Image.new("RGB", (SIDE, SIDE), "white")
-        small = picture.copy()
-        small.thumbnail((SIDE, SIDE))
-        square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
-        squares.append(torch.from_numpy(np.asarray(square).astype(np.float32) / 255)[None])
-    return sheet(squares, [caption for _, caption in pictures], 0)

@@ -82,6 +82,7 @@ class Wanted:
             trigger=self.trigger,
             prior=self.prior,
             prior_share=self.prior_share,
+            checkpointing=config.full_size,  # a small model has room for all of a step
             sample_every=self.sample_every,
             sample_prompts=self.sample_prompts,
             adapter=str(self.adapter or ""),

@@ -34,7 +34,11 @@ Embed = Callable[[Image.Image], np.ndarray]  # RGB or RGBA -> [width]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is looked for. keep: kinds that are named and not dropped. skip: "text" or "duplicates"."""
+    """What is looked for.
+
+    keep: kinds that are named and not dropped. skip: "text" or "duplicates". watch: told how many pictures
+    of how many are done; what it raises ends it.
+    """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     keep: Collection[str] = ()
@@ -42,6 +46,7 @@ class Plan:
     limits: Limits = LIMITS
     embed: Embed | None = None
     judge: CaptionJudge | None = None
+    watch: Callable[[int, int], None] | None = None
 
 
 class Progress:
@@ -65,6 +70,8 @@ def inspect(data: DataSet, plan: Plan = Plan()) -> tuple[list[PictureRecord], Re
     progress = Progress("looking at pictures")
     for index, record in enumerate(records):
         progress(index, len(records))
+        if plan.watch:
+            plan.watch(index, len(records))
         if not record.drop:
             records[index] = looked.at(index, record)
         else:
