@@ -41,7 +41,7 @@ function line(points) {
 
 /** An element, and what shows the fields of an event on it. */
 function panel() {
-  const box = element("div", { display: "flex", flexDirection: "column", gap: "4px", overflow: "hidden" });
+  const box = element("div", { display: "flex", flexDirection: "column", gap: "4px", overflow: "hidden", visibility: "hidden" });
   box.dataset.testid = "zimage-training";
   const text = element("div", { font: "12px sans-serif", color: "var(--input-text, #ccc)" }, box);
   const drawing = box.appendChild(document.createElementNS(SVG, "svg"));
@@ -88,7 +88,7 @@ function addPanel(node) {
     show(detail);
     if (height) return;
     height = HEIGHT;
-    box.style.minHeight = `${HEIGHT}px`;
+    Object.assign(box.style, { minHeight: `${HEIGHT}px`, visibility: "visible" });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
     app.graph.setDirtyCanvas(true, true);

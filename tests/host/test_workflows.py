@@ -87,8 +87,9 @@ def test_no_two_thumbnails_are_alike():
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_runs_as_it_stands_and_the_picture_carries_it(server, name):
-    workflow = graphs.ui_form(name)
-    result = server.run(graphs.api_form(name), workflow)
+    workflow = graphs.short_form(name)
+    graph = graphs.to_api(workflow, server.object_info())
+    result = server.run(graph, workflow)
     assert result.ok, explained(result)
     images = saved_images(server, result)
     assert images
@@ -105,7 +106,7 @@ def test_runs_as_it_stands_and_the_picture_carries_it(server, name):
             node.pop("is_changed", None)  # the host's own
             node["inputs"].update(WRITES.get(node["class_type"], {}))
         assert carried == workflow
-        assert prompt == graphs.api_form(name)
+        assert prompt == graph
 
 
 @pytest.mark.parametrize("name", FULL)

@@ -381,7 +381,7 @@ def test_the_two_nodes(small, places, alone) -> None:
     with torch.inference_mode():
         data, sheet, report = training_data.ZImageTrainingData.execute("input/sloths", True).args
         assert sheet.ndim == 4 and sheet.shape[-1] == 3
-        assert "twin.png" in report and "1 left out" in report
+        assert "twin.png" in report and "10 pictures, 1 left out" in report
         everything = training_data.ZImageTrainingData.execute("input/sloths", False).args[0]
         assert len(everything.data.pictures) == 11 and len(data.data.pictures) == 10
         done = train_lora.ZImageTrainLora.execute(*small, data, **settings_of_node())

@@ -50,7 +50,7 @@ def test_progress_and_a_live_preview_are_seen(open_page, nodes_2):
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_workflow_with_nano_runs_by_the_button(open_page, name, nodes_2):
     comfy = open_page(nodes_2=nodes_2)
-    workflow = graphs.ui_form(name)
+    workflow = graphs.short_form(name)
     comfy.load(workflow)
     comfy.run()
     outputs = ids_of(workflow, *PICTURE_NODES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 
 from ....zimage_core.train.data.inspection import ALL_KINDS, UNREADABLE, Plan, inspect
 from ....zimage_core.train.data.report import Report, contact_sheet
-from ....zimage_core.train.data.store import DataSet
+from ....zimage_core.train.data.store import DataError, DataSet
 from .data_folders import TrainingData
 
 MOST_LINES = 20  # of findings, and of problems
 SIZES_NAMED = 6
+ONLY_NAMED = frozenset({"small"})  # how large pictures must be is up to the resolution
 FEW = 8  # pictures, of which a LoRA learns well
 
 
@@ -25,6 +27,7 @@ def looked_at(data: TrainingData, leave_out: bool) -> tuple[TrainingData, torch.
     """(the data, a contact sheet [1,H,W,3], a report).
 
     leave_out: pictures that are faulty or copies are not trained on; else they are only named.
+    Raises DataError where none is left.
     """
     records = data.data.records
     bar = comfy.utils.ProgressBar(len(records))
@@ -33,10 +36,12 @@ def looked_at(data: TrainingData, leave_out: bool) -> tuple[TrainingData, torch.
         management.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total)
 
-    kept = () if leave_out else frozenset(ALL_KINDS) - {UNREADABLE}
+    kept = ONLY_NAMED if leave_out else frozenset(ALL_KINDS) - {UNREADABLE}
     found, report = inspect(data.data, Plan(keep=kept, watch=watch))
     bar.update_absolute(len(records), len(records))
     made = replace(data, data=DataSet(tuple(found), data.data.problems))
+    if not made.data.pictures:
+        raise DataError(f"nothing is left of {data.name}: turn leave_out off to see what was found.")
     sheet = np.asarray(contact_sheet(found, report.found), np.float32) / 255
     return made, torch.from_numpy(sheet)[None], _text(made, report)
 
@@ -59,8 +64,9 @@ def _text(data: TrainingData, report: Report) -> str:
     said.append(f"Looked for: {'; '.join(report.ran)}. Found: {counts or 'nothing'}.")
     said += [f"Not looked for: {line}" for line in report.missing]
     findings = [
-        f"- {Path(f.path).name}: {f.kind}, {f.reason}" + (" (left out)" if f.drops else "")
-        for f in report.found
+        f"- {Path(f.path).name}: {f.kind}, {f.reason}".replace(f"{Path(f.path).parent}{os.sep}", "")
+        + (" (left out)" if f.drops else "")
+        for f in sorted(report.found, key=lambda found: found.kind in ONLY_NAMED)
     ]
     return "\n".join([*said, *_first(findings), *_first([f"- {line}" for line in report.problems])])
 
