@@ -12,9 +12,11 @@ import comfy.model_management as management
 import torch
 
 from ....zimage_core.config import S3DiTConfig
+from ....zimage_core.model.s3dit import S3DiT
 from ....zimage_core.train import lora
 from ....zimage_core.train.batch import MULTIPLE, bucket_of
 from ....zimage_core.train.flow import Noise
+from ....zimage_core.train.parts import PER_MADE, bytes_of_step
 from ....zimage_core.train.plan import Plan
 from ....zimage_core.train.presets import EMA, PRESETS, WARMUP, learning_rate, sampling, steps_for
 from ....zimage_core.train.run import LoraRun, Settings, Watch
@@ -22,6 +24,7 @@ from ....zimage_core.weights import read_lora
 from ..running.lora import LoraUse, with_loras
 from ..running.merged import not_merged, readable
 from .data_folders import TrainingData
+from .layers import HostLayer
 from .parts import parts_of, variant_and_name
 from .run_folder import RUNS, RunError, RunFolder
 
@@ -29,9 +32,6 @@ NO_ADAPTER = (
     "This is Turbo, and it was trained without its training adapter: it unlearns to draw in few steps. "
     "Choose zimage_turbo_training_adapter as adapter, or train Base."
 )
-TEXT_TOKENS = 512  # of a long caption
-BLOCK_WIDTHS = 48  # numbers of a token that a block holds on its way back, in widths of the model
-TRAINED_COPIES = 5  # of what trains, in float32: itself, its average, gradient and two moments
 FEW = 3  # pictures of which a LoRA learns little else than these
 
 
@@ -146,7 +146,7 @@ def _run(
     try:
         parts, resident = parts_of(model, clip, vae)
         config = parts.model.config
-        resident.room = room(config, settings, parts.model.x_pad_token.element_size())
+        resident.room = room(parts.model, settings)
         run = LoraRun(parts, data.data.pictures, settings, folder.path, facts["data"], facts["base"])
         changes = run.train(watch)
         about = {
@@ -210,12 +210,9 @@ def report(
     return [*said, *not_merged(model)]
 
 
-def room(config: S3DiTConfig, settings: Settings, itemsize: int) -> int:
-    """Bytes beside the weights: a step's activations, with each block's input kept, and what trains."""
-    blocks = config.n_layers + config.n_refiner_layers
-    tokens = settings.batch * (settings.resolution**2 // MULTIPLE**2 + TEXT_TOKENS)
-    matrix = config.dim * config.ffn_dim * itemsize
-    values = settings.lora.rank * config.n_layers * 16 * config.dim  # about, of all its matrices
-    return (
-        tokens * config.dim * (blocks + BLOCK_WIDTHS) * itemsize + 2 * matrix + 4 * TRAINED_COPIES * values
-    )
+def room(model: S3DiT, settings: Settings) -> int:
+    """Bytes that a step takes beside the weights, which may become matrices one at a time."""
+    layers = [layer for layer in model.modules() if isinstance(layer, HostLayer)]
+    largest = max(layer.in_features * layer.out_features for layer in layers)
+    trained = lora.values_of(model, settings.lora)
+    return bytes_of_step(model, settings.tokens, trained) + PER_MADE * largest
