@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from tests.core import small_vlm
 from tests.core.test_endpoint import Server, says, serve, whole  # noqa: F401  (serve is a fixture)
 from zimage_core.prompt.endpoint_settings import EndpointError, read_endpoints
 from zimage_core.train.data.__main__ import main
@@ -270,3 +272,23 @@ def test_only_safetensors_and_no_code_of_a_folder(tmp_path: Path) -> None:
         LocalCaptioner(code)
     with pytest.raises(CaptionError, match="does not load"):
         LocalCaptioner(tmp_path / "good").answer([PICTURE], "what is it?", 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_of_the_library_answers_as_in_the_library(tmp_path: Path, dtype: torch.dtype) -> None:
+    """With none, one and two pictures: as by its processor and generate, called one after the other."""
+    import transformers
+
+    small_vlm.save(tmp_path, dtype)
+    processor = transformers.LlavaProcessor.from_pretrained(tmp_path)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+    captioner = LocalCaptioner(tmp_path)
+    images = [Image.new("RGB", (300, 200), "red"), Image.effect_noise((200, 300), 90).convert("RGB")]
+    for count in range(3):
+        shown = images[:count] or None
+        inputs = processor(text="<image>" * count + "what is it?", images=shown, return_tensors="pt")
+        if shown:
+            inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        wanted = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert captioner.answer(images[:count], "what is it?", 5) == wanted.strip()

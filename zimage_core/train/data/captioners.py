@@ -69,7 +69,7 @@ class LocalCaptioner:
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         inputs = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
+        ).to(model.device, dtype=model.dtype)
         with torch.no_grad():
             tokens = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
         return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
