@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.core.random_models import relative
-from tests.core.together import ALL, KINDS, PLAN, train
+from tests.core.random_models import random_s3dit, relative
+from tests.core.together import ALL, CONFIG, KINDS, PLAN, SEED, full_run, train
 from zimage_core.train import shards
 from zimage_core.train import state as states
 from zimage_core.train.distributed import Processes
@@ -56,8 +57,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int
     """Where two processes did their jobs, and how each ended."""
     made = tmp_path_factory.mktemp("together")
     train(ALL, Processes(), made / "begun by one", stop_at=2)
-    found = ended(start(made, "equal", "stopped", "fails"))
-    done = {f"{job} {rank}" for job in ("equal", "stopped") for rank in range(2)}
+    found = ended(start(made, "equal", "full_run", "stopped", "fails"))
+    done = {f"{job} {rank}" for job in ("equal", "full_run", "stopped") for rank in range(2)}
     assert done <= {path.name for path in made.iterdir()}, found
     return made, found
 
@@ -77,6 +78,15 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_two_are_one(kind: str, folder: Path, tmp_path: Path) -> None:
     """Weights after steps of AdamW on parts of unequal size, and a picture that both draw."""
     close(load_file(folder / f"{kind}.safetensors"), train(kind, Processes(), tmp_path))
+
+
+def test_a_run_of_two_with_samples_writes_the_file_of_one(folder: Path, tmp_path: Path) -> None:
+    full_run(Processes(), tmp_path)
+    found, expected = (load_file(path / "in full.safetensors") for path in (folder, tmp_path))
+    close(found, expected)
+    written = load_file(folder / "written.safetensors")
+    assert written.keys() == random_s3dit(CONFIG, SEED).state_dict().keys()
+    assert all(torch.equal(written[name], value.bfloat16()) for name, value in found.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from torch import Tensor
 
 from tests.core.random_models import random_s3dit, seeds
-from tests.core.together import CONFIG
+from tests.core.together import CONFIG, encode, features
 from zimage_core import S3DiT
 from zimage_core.train.__main__ import main
 from zimage_core.train.data.records import PictureRecord
@@ -38,16 +37,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[PictureRecord]:
         path.with_suffix(".txt").write_text(f"all {colour}")
         records.append(PictureRecord(path, (f"all {colour}",)))
     return records
-
-
-def features(text: str) -> Tensor:
-    return torch.randn(
-        4 + len(text) % 3, CONFIG.cap_feat_dim, generator=torch.Generator().manual_seed(len(text))
-    )
-
-
-def encode(pixels: Tensor) -> Tensor:
-    return torch.nn.functional.avg_pool2d(pixels, 8).repeat(1, 6, 1, 1)[:, :16]
 
 
 def train(settings: FullSettings, pictures: list[PictureRecord], folder: Path, stop_at=None) -> S3DiT:

@@ -10,19 +10,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.core.random_models import random_s3dit
 from zimage_core.acceleration.checkpointing import Checkpointing
 from zimage_core.config import S3DiTConfig
-from zimage_core.train import distributed, lora
+from zimage_core.train import distributed, full, lora
 from zimage_core.train.batch import Batches, Example
+from zimage_core.train.data.records import PictureRecord
 from zimage_core.train.distributed import Processes, Stopped, whole
-from zimage_core.train.full import choose
+from zimage_core.train.flow import Noise
+from zimage_core.train.full import FullRun, FullSettings, choose
 from zimage_core.train.plan import Plan
+from zimage_core.train.run import Parts
 from zimage_core.train.samples import Sampling, draw
 from zimage_core.train.stages.velocity import Velocity
 from zimage_core.train.trainer import Progress, fit, trained
@@ -68,6 +73,31 @@ def train(kind: str, group: Processes, folder: Path, plan: Plan = PLAN, **how) -
     return {**{name: whole(value) for name, value in averages.items()}, "picture": picture}
 
 
+def features(text: str) -> Tensor:
+    generator = torch.Generator().manual_seed(len(text))
+    return torch.randn(4 + len(text) % 3, CONFIG.cap_feat_dim, generator=generator)
+
+
+def encode(pixels: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(pixels, 8).repeat(1, 6, 1, 1)[:, :16]
+
+
+def full_run(group: Processes, folder: Path) -> None:
+    """A run of one picture with samples, of which the last comes after the last step, and its file."""
+    path = folder / f"picture {group.rank}.png"
+    Image.new("RGB", (64, 64), "teal").save(path)
+    settings = FullSettings(
+        PLAN, noise=Noise("uniform"), sampling=Sampling(2), resolution=64, batch=2, sample_every=1,
+        sample_prompts=("all teal",), prior=("a fox",), parts=("visual", "layers"),
+    )  # fmt: skip
+    parts = Parts(random_s3dit(CONFIG, SEED), encode, features, decode=lambda latents: latents[:, :3])
+    run = FullRun(parts, [PictureRecord(path, ("all teal",))], settings, folder / "full run", group=group)
+    with mock.patch.object(full, "compute_dtype", lambda *_: torch.float32):
+        run.train()
+    full.write(folder / "written.safetensors", parts.model, {}, group)
+    write(group, folder / "in full.safetensors", {name: whole(p) for name, p in trained(parts.model).items()})
+
+
 def equal(group: Processes, folder: Path) -> None:
     """Whole runs, and runs that are stopped and go on, here and, from a copy, in one process."""
     for kind in KINDS:
@@ -83,7 +113,7 @@ def equal(group: Processes, folder: Path) -> None:
 
 def write(group: Processes, path: Path, tensors: dict[str, Tensor]) -> None:
     if group.first:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
 
 
 def stopped(group: Processes, folder: Path) -> None:
@@ -111,7 +141,12 @@ def fails(group: Processes, folder: Path) -> None:
     train("lora", group, folder / "fails", watch=watch)
 
 
-JOBS: dict[str, Callable[[Processes, Path], None]] = {"equal": equal, "stopped": stopped, "fails": fails}
+JOBS: dict[str, Callable[[Processes, Path], None]] = {
+    "equal": equal,
+    "full_run": full_run,
+    "stopped": stopped,
+    "fails": fails,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

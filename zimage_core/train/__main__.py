@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped: the same command goes on from the last state\n")
+        if group.first:
+            sys.stderr.write("stopped: the same command goes on from the last state\n")
         return 130
     finally:
         distributed.leave()

@@ -78,8 +78,14 @@ class Processes:
         """
         if self.size == 1:
             return
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        try:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        except ImportError as error:
+            raise RuntimeError(
+                f"torch {torch.__version__} cannot shard a model ({error}): install 2.6 or newer, or train "
+                "in one process"
+            ) from error
 
         given = {
             "mesh": init_device_mesh(self.device.type, (self.size,)),
@@ -125,5 +131,5 @@ def join(device: str) -> Processes:
 
 
 def leave() -> None:
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

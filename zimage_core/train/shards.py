@@ -109,8 +109,8 @@ def _moments(moments: Mapping, parameters: Mapping[str, Tensor]) -> dict:
 
 def _as(value: Tensor, like: Tensor | None) -> Tensor:
     """A whole tensor sharded as a parameter of its shape."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not hasattr(like, "placements") or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
