@@ -27,6 +27,7 @@ ROOMS = (
     "nodes",
     "nodes.host",
     "zimage_core",
+    "zimage_core.generate",
     "zimage_core.train",
     "zimage_core.pipeline",
     "zimage_core.weights",

@@ -28,6 +28,10 @@ PER_TOKEN = 13  # of the S3-DiT: times its width and the size of its type
 PER_TEXT_TOKEN = 6  # of the text encoder: times the width of its feed-forward and the size of its type
 
 
+class NoRoom(ValueError):
+    """A picture does not fit into the memory that may be used."""
+
+
 def size_of(vram: str | int) -> int:
     """Bytes: a number, or a text such as "6GB" or "5.5 GiB". Raises ValueError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM]i?B)\s*", str(vram), re.IGNORECASE)
@@ -199,7 +203,7 @@ class SmallCard:
         """streamed: as in Stay."""
         if holds + activations > self.left:
             needed = holds + activations + self.vram - self.left
-            raise ValueError(
+            raise NoRoom(
                 f"{type(module).__name__} needs {said(needed)} at this size, and vram is {said(self.vram)}: "
                 "take a smaller picture, fewer at once, or give it more."
             )

@@ -65,9 +65,7 @@ def _common(one: argparse.ArgumentParser, out: str) -> None:
         "--data", type=Path, required=True, help="folder with .txt files, .jsonl or musubi's .toml"
     )
     one.add_argument("--out", type=Path, required=True, help=out)
-    one.add_argument("--model", type=Path, help="a model's folder, for the parts that are not named")
-    for part in ("transformer", "text-encoder", "autoencoder", "tokenizer"):
-        one.add_argument(f"--{part}", type=Path, help=f"file or folder of the {part.replace('-', ' ')}")
+    add_files(one)
     one.add_argument("--run", type=Path, help="folder of state, cache and samples (default: beside --out)")
     one.add_argument("--preset", choices=PRESETS, default="concept")
     one.add_argument("--steps", type=int, help="(default: by preset and pictures)")
@@ -86,6 +84,13 @@ def _common(one: argparse.ArgumentParser, out: str) -> None:
     one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     one.add_argument("--no-checkpointing", action="store_true", default=False, help="faster, in more memory")
     one.add_argument("--seed", type=int, default=0)
+
+
+def add_files(one: argparse.ArgumentParser) -> None:
+    """Where the model is, for `files_of`."""
+    one.add_argument("--model", type=Path, help="a model's folder, for the parts that are not named")
+    for part in ("transformer", "text-encoder", "autoencoder", "tokenizer"):
+        one.add_argument(f"--{part}", type=Path, help=f"file or folder of the {part.replace('-', ' ')}")
 
 
 def files_of(given: argparse.Namespace) -> parts.Files:

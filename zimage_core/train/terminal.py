@@ -15,19 +15,33 @@ from .trainer import Progress
 log = logging.getLogger("zimage_core.train")
 
 
+class Line:
+    """One that is written anew on a terminal, else a line of the log now and then."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def say(self, text: str, end: bool) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{text:<78}" + ("\n" if end else ""))
+        elif end or time.monotonic() - self.last > 10:
+            self.last = time.monotonic()
+            log.info("%s", text)
+
+
 class Terminal(Watch):
-    """A line that is written anew on a terminal, else a line now and then; samples go into a folder."""
+    """Says how far a run is; samples go into a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.last = folder, 0.0
+        self.folder, self.line = folder, Line()
 
     def stage(self, name: str, done: int, total: int) -> None:
-        self._say(f"{name}: {done} of {total}", done == total)
+        self.line.say(f"{name}: {done} of {total}", done == total)
 
     def step(self, progress: Progress) -> None:
         left = time.strftime("%H:%M:%S", time.gmtime(progress.left))
         text = f"step {progress.step} of {progress.steps}, loss {progress.smooth:.4f}, {left} left"
-        self._say(text, progress.step == progress.steps)
+        self.line.say(text, progress.step == progress.steps)
 
     def sample(self, step: int, prompt: str, pixels: Tensor) -> None:
         from PIL import Image
@@ -36,10 +50,3 @@ class Terminal(Watch):
         number = len(list(self.folder.glob(f"{step:06d}-*.png")))
         rows = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(rows).save(self.folder / f"{step:06d}-{number}.png")
-
-    def _say(self, text: str, end: bool) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{text:<78}" + ("\n" if end else ""))
-        elif end or time.monotonic() - self.last > 10:
-            self.last = time.monotonic()
-            log.info("%s", text)

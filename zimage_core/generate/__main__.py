@@ -1,0 +1,216 @@
+"""Draw many pictures from a file with a request in each line, or one picture by several processes.
+
+python -m zimage_core.generate REQUESTS.jsonl OUT --model DIR
+python -m zimage_core.generate REQUESTS.jsonl OUT --model DIR --ray HOST:PORT       over a Ray cluster
+torchrun --nproc-per-node 2 -m zimage_core.generate REQUESTS.jsonl OUT --model DIR --split
+
+A request: {"prompt": "a red fox"}; it may have id, negative, seed, size [width, height], steps, guidance,
+loras {"file": strength} and image, an input picture. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ..acceleration.small_card import size_of
+from ..train import distributed
+from ..train.arguments import add_files, files_of
+from ..train.terminal import Line
+from ..weights import WeightsError
+from . import ray_cluster
+from .batches import Batch
+from .manifest import Manifest
+from .requests import read
+from .worker import Drawn, Job, Worker
+
+log = logging.getLogger("zimage_core.generate")
+
+ENDS = ("SIGTERM", "SIGHUP")
+AGAIN = 3  # batches in a row that fail for want of memory, after which a run ends
+VISION = ("siglip", "vision.safetensors")  # names in a model's folder
+Results = Iterator[tuple[int, Batch, Drawn]]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m zimage_core.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    found.add_argument("requests", metavar="REQUESTS.jsonl", type=Path)
+    found.add_argument("out", metavar="OUT", type=Path, help="folder of the pictures and manifest.jsonl")
+    add_files(found)
+    found.add_argument("--vision", type=Path, help="of omni weights, for input pictures")
+    found.add_argument("--root", type=Path, help="folder of LoRAs and pictures (default: of REQUESTS.jsonl)")
+    found.add_argument("--batch", type=int, default=4, help="pictures that are drawn together (default: 4)")
+    found.add_argument("--device", help="(default: cuda where there is one, else cpu)")
+    found.add_argument("--vram", help='draw in so much of the device, such as "6GB", streaming what is more')
+    found.add_argument(
+        "--ray", nargs="?", metavar="HOST:PORT", help="a Ray cluster; without an address, one on this machine"
+    )
+    found.add_argument("--workers", type=int, help="of the Ray cluster (default: one per GPU)")
+    found.add_argument("--split", action="store_true", default=False, help="torchrun's processes share each")
+    return found
+
+
+def job_of(given: argparse.Namespace, device: str) -> Job:
+    """Raises FileNotFoundError where a part of the model is missing."""
+    files = files_of(given)
+    vision = getattr(given, "vision", None)
+    if vision is None and hasattr(given, "model"):
+        vision = next((given.model / name for name in VISION if (given.model / name).exists()), None)
+    for path in (*vars(files).values(), *filter(None, (vision,))):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: expected a part of the model")
+    if hasattr(given, "vram"):
+        size_of(given.vram)
+    root = getattr(given, "root", given.requests.parent)
+    if not root.is_dir():
+        raise NotADirectoryError(f"--root {root} is no folder")
+    return Job(
+        type(files)(*(path.resolve() for path in vars(files).values())),
+        vision and vision.resolve(),
+        root.resolve(),
+        device,
+        getattr(given, "vram", None),
+    )
+
+
+def begun(given: argparse.Namespace, job: Job) -> Manifest:
+    found = read(given.requests)
+    manifest = Manifest(given.out, found, given.batch, job.model)
+    for broken in found.broken:
+        log.warning("line %d: %s", broken.line, broken.error)
+    left = sum(len(batch) for _, batch in manifest.todo)
+    text = "%d requests, %d of them to draw; %d broken lines"
+    log.info(text, len(found.requests), left, len(found.broken))
+    return manifest
+
+
+def by_one(given: argparse.Namespace) -> int:
+    device = getattr(given, "device", "cuda" if torch.cuda.is_available() else "cpu")
+    job = job_of(given, device)
+    manifest = begun(given, job)
+    try:
+        return written(manifest, _drawn(job, manifest.todo)) if manifest.todo else 0
+    finally:
+        manifest.close()
+
+
+def _drawn(job: Job, todo: Sequence[tuple[int, Batch]]) -> Results:
+    worker = Worker(job)
+    for number, batch in todo:
+        yield number, batch, worker.draw(batch)
+
+
+def by_ray(given: argparse.Namespace) -> int:
+    device = getattr(given, "device", None)
+    job_of(given, "cpu")  # what is wrong there is said before a cluster is asked for
+    cluster = ray_cluster.Cluster(given.ray, getattr(given, "workers", None), device)
+    try:
+        job = job_of(given, cluster.device)
+        manifest = begun(given, job)
+        try:
+            return written(manifest, cluster.draw(job, manifest.todo))
+        finally:
+            manifest.close()
+    finally:
+        cluster.close()
+
+
+def by_all(given: argparse.Namespace) -> int:
+    """The first process reads and writes; all draw the batches that it names."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ValueError("--split: start it by torchrun --nproc-per-node N -m zimage_core.generate ...")
+    group = distributed.join(getattr(given, "device", "cuda" if torch.cuda.is_available() else "cpu"))
+    if not group.first:
+        logging.getLogger().setLevel(logging.ERROR)
+    job = job_of(given, str(group.device))
+    manifest = begun(given, job) if group.first else None
+    try:
+        sent = [manifest.todo if manifest else None]
+        dist.broadcast_object_list(sent)
+        worker = Worker(job, split=True)
+        drawn = ((number, batch, worker.draw(batch)) for number, batch in sent[0])
+        if manifest:
+            return written(manifest, drawn)
+        for _ in drawn:
+            pass
+        return 0
+    finally:
+        if manifest:
+            manifest.close()
+        distributed.leave()
+
+
+def written(manifest: Manifest, results: Results) -> int:
+    """Writes what comes and says how far it is. Gives the command's exit code."""
+    total, done, failed, line = sum(len(batch) for _, batch in manifest.todo), 0, 0, Line()
+    again: list[str] = []
+    in_a_row, since = 0, time.monotonic()
+    for number, batch, drawn in results:
+        if drawn.again:
+            again.append(drawn.again)
+            in_a_row += 1
+            if in_a_row == AGAIN:
+                break
+            continue
+        in_a_row = 0
+        manifest.record(number, batch, drawn.pictures, drawn.error)
+        done += len(batch)
+        if drawn.error:
+            failed += len(batch)
+            log.warning("%s: %s", ", ".join(request.id for request in batch), drawn.error)
+        rate = done / max(time.monotonic() - since, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
+        line.say(f"{done} of {total}, {rate:.2f} pictures/s, {left} left", done == total)
+    if failed:
+        log.warning("%d requests could not be drawn: %s says why", failed, manifest.path)
+    if again:
+        log.error(
+            "%d pictures are left, since batches did not succeed: %s The same command tries them again; "
+            "--vram streams a model that is too large.",
+            total - done,
+            again[-1],
+        )
+    return 1 if again else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for name in ENDS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
+    try:
+        if given.batch < 1:
+            raise ValueError(f"--batch {given.batch}: expected 1 or more")
+        if given.split and hasattr(given, "ray"):
+            raise ValueError("--split and --ray are two ways: choose one")
+        if not given.split and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("several processes need --split, by which they share each picture")
+        code = by_all(given) if given.split else by_ray(given) if hasattr(given, "ray") else by_one(given)
+    except (WeightsError, ValueError, OSError, RuntimeError, ImportError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: the same command goes on from there\n")
+        return 130
+    log.info("%s", given.out)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The record of a run in its folder: what is drawn together, what was drawn, what could not be.
+
+manifest.jsonl begins with the request file's hash, broken lines and all batches, and is complete before the
+first picture. Then each batch adds a line for each of its requests, once all its pictures are on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .batches import Batch, cut
+from .requests import Request, RequestFile
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = "manifest.jsonl"
+FORMAT = "zimage_core.generate 1"
+
+
+class Manifest:
+    """Of a folder; `close` gives it free for another process.
+
+    todo: number and requests of each batch that is not done.
+    """
+
+    def __init__(self, folder: Path, found: RequestFile, largest: int, model: str) -> None:
+        """Begins a folder, or goes on with one. model: a name of its weights.
+
+        Raises FileExistsError where the folder is of another run, or another process works in it.
+        """
+        self.folder, self.path = folder, folder / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        head = {"format": FORMAT, "requests": found.hash, "batch_size": largest, "model": model}
+        if not self.path.exists():
+            put(self.path, _plan(head, found, cut(found.requests, largest)))
+        self.file = open(self.path, "rb+")  # noqa: SIM115
+        try:
+            self._alone()
+            self.todo = self._rest(head, {request.id: request for request in found.requests})
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _alone(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FileExistsError(f"another process draws into {self.folder}: wait until it ends") from None
+
+    def _rest(self, head: Mapping[str, Any], requests: Mapping[str, Request]) -> list[tuple[int, Batch]]:
+        """What a run that was broken off has left; a line that it did not finish is taken away."""
+        batches: dict[int, Batch] = {}
+        done: set[str] = set()
+        whole = 0
+        for row, end in _rows(self.file):
+            if whole == 0:
+                self._same(row, head)
+            elif "requests" in row:
+                batches[row["batch"]] = tuple(requests[name] for name in row["requests"])
+            elif "id" in row:
+                done.add(row["id"])
+            whole = end
+        self.file.truncate(whole)
+        self.file.seek(whole)
+        return [(n, batch) for n, batch in batches.items() if not all(r.id in done for r in batch)]
+
+    def _same(self, row: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+        differs = [name for name, value in head.items() if row.get(name) != value]
+        if differs:
+            what = {"requests": "another request file", "model": "another model"}.get(
+                differs[0], f"{differs[0]} {row.get(differs[0])}"
+            )
+            raise FileExistsError(
+                f"{self.folder} was begun with {what}: choose an empty folder, or give the same again"
+            )
+
+    def record(self, number: int, batch: Batch, pictures: Mapping[str, bytes], error: str = "") -> None:
+        """A batch is done. pictures: PNG files by id; error: why there are none."""
+        for name, data in pictures.items():
+            put(self.folder / f"{name}.png", data)
+        rows = []
+        for request in batch:
+            result = {"file": f"{request.id}.png"} if request.id in pictures else {"error": error}
+            rows.append({"id": request.id, "batch": number, "line": request.line, **result})
+        if pictures:
+            _sync_folder(self.folder)
+        self.file.write(_text(rows))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+def _plan(head: Mapping[str, Any], found: RequestFile, batches: Sequence[Batch]) -> bytes:
+    broken = [{"line": each.line, "error": each.error} for each in found.broken]
+    cuts = [{"batch": n, "requests": [r.id for r in batch]} for n, batch in enumerate(batches)]
+    return _text([head, *broken, *cuts])
+
+
+def _text(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _rows(file: Any) -> Iterator[tuple[dict, int]]:
+    """Each whole line, and where it ends."""
+    end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise FileExistsError(f"{file.name} was changed: choose an empty folder")
+        end += len(line)
+        yield row, end
+
+
+def put(path: Path, data: bytes) -> None:
+    """A file is there whole or not at all, also after the machine lost its power."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.unlink(missing_ok=True)  # of a run that was broken off, or a link to elsewhere
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if path.name == NAME:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes new names last."""
+    if fcntl is None:  # folders cannot be opened there
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
