@@ -53,13 +53,14 @@ if importlib.util.find_spec("comfy.multigpu"):
         first, second = used_on(both)
         assert second.model.diffusion_model is not first.model.diffusion_model
         assert {first.load_device, second.load_device} == set(DEVICES)
-        calls = {id(each.model): 0 for each in (first, second)}
-        for each in (first, second):
-            network = each.model.diffusion_model
-            network.register_forward_pre_hook(
-                lambda module, args, key=id(each.model): calls.__setitem__(key, calls[key] + 1)
-            )
+        calls = [0, 0]
+        for number, each in enumerate((first, second)):
+
+            def count(module: Any, args: tuple, number: int = number) -> None:
+                calls[number] += 1
+
+            each.model.diffusion_model.register_forward_pre_hook(count)
         found = guided(both)
-        assert all(count == 3 for count in calls.values()), calls
+        assert calls == [3, 3]
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
         assert torch.equal(guided(base), wanted)
