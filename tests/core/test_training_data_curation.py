@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.core.drawn_faults import drawing
 from tests.core.random_models import random_s3dit
-from zimage_core import S3DiTConfig
+from zimage_core import S3DiTConfig, ZImagePipeline
 from zimage_core.train.data import concepts
+from zimage_core.train.data.__main__ import main, with_answers
 from zimage_core.train.data.caption_match import CaptionJudge, drawn_others, fits
 from zimage_core.train.data.curate import RAISED, probe, raised, retrieve, weak
 from zimage_core.train.data.inspection import ALL_KINDS, Plan, inspect
 from zimage_core.train.data.profile import Thresholds
 from zimage_core.train.data.records import DataSet, PictureRecord
+from zimage_core.train.data.report import Report
+from zimage_core.train.data.store import load
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -92,6 +99,60 @@ def test_gain_is_by_the_error_beside_that_under_other_captions() -> None:
     errors = {text: by_hand(judge, image, text, seed=5) for text in TEXTS}
     rest = (errors["one"] + errors["two"]) / 2
     assert found == pytest.approx((rest - errors["own"]) / rest, rel=1e-3)
+
+
+def test_answers_of_the_model_weigh_pictures_and_fetch_others(tmp_path: Path) -> None:
+    """Seen by the mean colour; the model knows red and blue alone."""
+    for folder, names in (("in", list(COLOURS) * 3), ("pool", ["green"] * 4 + ["red"] * 4)):
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(names):
+            Image.new("RGB", (32, 32), COLOURS[name]).save(tmp_path / folder / f"{number}.png")
+            (tmp_path / folder / f"{number}.txt").write_text(f"a {name} wall")
+    links, report = {name: ("colour",) for name in COLOURS}, Report()
+    options = argparse.Namespace(pool=tmp_path / "pool", each=3)
+    draw = painter({"red", "blue"}, [])
+
+    def embed(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((1, 1)), np.float32).reshape(-1) / 255
+
+    records = with_answers(list(load(tmp_path / "in").records), report, links, draw, embed, options)
+    assert report.sections["Drawn, share of the pictures"] == {"blue": 1.0, "green": 0.0, "red": 1.0}
+    assert report.sections["Fetched from the pool"] == ["3 pictures of green"]
+    assert records[1].weight / records[0].weight == pytest.approx(RAISED)
+    assert len(records) == 12 and {record.captions for record in records[9:]} == {("a green wall",)}
+    assert main([str(tmp_path / "in"), "--ask", "--skip", "text"]) == 1  # without a model
+
+
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
+THINGS = ("fox", "castle")  # which the nano model draws; it knows no gizmo
+
+
+@pytest.mark.long
+def test_the_command_asks_the_model_and_fetches_what_it_cannot_draw(tmp_path: Path) -> None:
+    files = (NANO / f"{part}.safetensors" for part in ("transformer", "text_encoder", "autoencoder"))
+    pipe = ZImagePipeline.from_files(*files, NANO / "tokenizer", torch_dtype=torch.float32)
+    texts = [f"a picture of a {name} on a plain {c} background" for name in THINGS for c in ("white", "blue")]
+    images = pipe(texts, height=128, width=128, generator=torch.Generator().manual_seed(0)).images
+    shown = [(image, text) for image, text in zip(images, texts, strict=True) for _ in range(2)]
+    gizmos = [(drawing(random.Random(number)), "a gizmo") for number in range(8)]
+    for folder, pictures in (("in", [*shown, *gizmos[:4]]), ("pool", gizmos[4:])):
+        (tmp_path / folder).mkdir()
+        for number, (image, text) in enumerate(pictures):
+            image.save(tmp_path / folder / f"{number}.png")
+            (tmp_path / folder / f"{number}.txt").write_text(text)
+    (tmp_path / "links.json").write_text(json.dumps({name: "thing" for name in (*THINGS, "gizmo")}))
+    command = [str(tmp_path / "in"), "--side", "64", "--skip", "text", "--skip", "duplicates", "--ask"]
+    command += ["--out", str(tmp_path / "out"), "--links", str(tmp_path / "links.json"), "--each", "3"]
+    command += ["--model", str(NANO), "--model-side", "128", "--vision", str(NANO / "vision.safetensors")]
+    command += ["--pool", str(tmp_path / "pool"), "--keep", "tinted", "--keep", "wrong caption"]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    shares = report["sections"]["Drawn, share of the pictures"]
+    assert shares["gizmo"] == 0 and min(shares["fox"], shares["castle"]) >= 0.5
+    data = load(tmp_path / "out" / "data.jsonl")
+    weights = {name: [r.weight for r in data.pictures[:12] if name in r.captions[0]] for name in shares}
+    assert min(weights["gizmo"]) > max(weights["fox"])
+    assert len(data.pictures) == 15 and {r.captions for r in data.pictures[12:]} == {("a gizmo",)}
 
 
 class Told:

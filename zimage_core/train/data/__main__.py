@@ -18,11 +18,14 @@ import torch
 from ...prompt.endpoint_settings import EndpointError, read_endpoints
 from ...weights import WeightsError
 from .. import parts
-from . import concepts
+from ..run import Parts
+from . import concepts, curate
 from .caption_match import CaptionJudge
 from .captioners import EndpointCaptioner, LocalCaptioner, destination
 from .captions import LANGUAGES, CaptionError, caption_all, difference
-from .inspection import ALL_KINDS, Plan, Progress, inspect, vision_embedder
+from .curate import Draw
+from .inspection import ALL_KINDS, Embed, Plan, Progress, inspect, vision_embedder
+from .model_probe import PROMPTS, drawn_by, nearest, questions
 from .picture_files import PictureError, open_picture
 from .profile import Thresholds
 from .records import DataError, PictureRecord
@@ -57,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--language", action="append", choices=LANGUAGES, help="of captions (default: en)")
     parser.add_argument("--pairs", type=Path, help="jsonl of before and after: each gets an instruction")
     parser.add_argument("--model", type=Path, help="a model's folder: do captions fit, by its own judgement?")
+    parser.add_argument("--ask", action="store_true", help="let --model draw the things of --links")
+    parser.add_argument("--pool", type=Path, help="with --ask: more pictures, for what it does not draw")
+    parser.add_argument("--each", type=int, default=8, help="... so many of each thing")
     parser.add_argument("--model-side", type=int, default=512, help="pixels of a side at which it judges")
     parser.add_argument("--vision", type=Path, help="SigLIP 2's vision encoder, to find more copies")
     return parser
@@ -81,18 +87,25 @@ def run(options: argparse.Namespace) -> int:
         return instruct(options.pairs, captioner, out, (options.language or ["en"])[0])
     data = load(source)
     log.info("%d pictures in %s", len(data.records), source)
+    made, variant = model_of(options.model) if options.model else (None, "")
     embed = vision_embedder(options.vision) if options.vision else None
+    if options.ask and not (made and embed and options.links):
+        raise DataError("--ask needs --model that draws, --vision that looks, and --links that names things.")
     plan = Plan(
         Thresholds(side=options.side),
         keep=frozenset(options.keep),
         skip=frozenset(options.skip),
         embed=embed,
-        judge=caption_judge(options.model, options.model_side) if options.model else None,
+        judge=CaptionJudge(made.model, made.encode, made.features, options.model_side) if made else None,
     )
     records, report = inspect(data, plan)
     if options.captions:
         records = with_captions(records, report, captioner, options.language or ["en"])
-    records = with_concepts(records, report, options.links, options.weights)
+    links = concepts.read_links(options.links) if options.links else None
+    records = with_concepts(records, report, links, options.weights)
+    if options.ask:
+        draw = drawn_by(made, variant, options.model_side)
+        records = with_answers(records, report, links, draw, embed, options)
     out.mkdir(parents=True, exist_ok=True)
     write(records, out / "data.jsonl")
     (out / "report.json").write_text(report.as_json(), "utf-8")
@@ -103,11 +116,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def caption_judge(model: Path, side: int) -> CaptionJudge:
+def model_of(folder: Path) -> tuple[Parts, str]:
     """On the card where there is one. Raises FileNotFoundError or WeightsError for another folder."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found, _ = parts.from_files(parts.files_in(model), device)
-    return CaptionJudge(found.model, found.encode, found.features, side)
+    return parts.from_files(parts.files_in(folder), "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def chosen_captioner(options: argparse.Namespace) -> LocalCaptioner | EndpointCaptioner | None:
@@ -177,11 +188,11 @@ def read_pairs(file: Path) -> list[dict]:
 
 
 def with_concepts(
-    records: list[PictureRecord], report: Report, links: Path | None, write_weights: bool
+    records: list[PictureRecord], report: Report, links: concepts.Links | None, write_weights: bool
 ) -> list[PictureRecord]:
     """Tell what is rare among the pictures that stay, and weigh them by it where that is asked for."""
     stay = [record for record in records if not record.drop]
-    found = concepts.find(stay, concepts.read_links(links) if links else None)
+    found = concepts.find(stay, links)
     report.ran.append(f"{len(found.counts):,} concepts" + (" and weights" if write_weights else ""))
     report.missing += [f"PageRank of concepts: {found.missing}"] if found.missing else []
     report.sections["Concepts with the fewest pictures"] = {n: found.counts[n] for n in found.rarest()}
@@ -190,6 +201,34 @@ def with_concepts(
     report.sections["Weights"] = {"least": min(found.weights), "most": max(found.weights)}
     weights = iter(found.weights)
     return [r if r.drop else replace(r, weight=r.weight * next(weights)) for r in records]
+
+
+def with_answers(
+    records: list[PictureRecord],
+    report: Report,
+    links: concepts.Links,
+    draw: Draw,
+    embed: Embed,
+    options: argparse.Namespace,
+) -> list[PictureRecord]:
+    """More weight for what the model does not draw, and pictures of it from the pool."""
+    stay = [record for record in records if not record.drop]
+    found = concepts.find(stay, links)
+    asked = questions(stay, found, links, embed)
+    log.info("the model draws %d things, %d pictures each", len(asked.prompts), PROMPTS)
+    shares = curate.probe(asked.prompts, draw, nearest(asked.centres, embed)) if asked.prompts else {}
+    report.ran.append(f"{len(shares)} things asked of the model")
+    wanted = curate.weak(shares)
+    report.sections["Drawn, share of the pictures"] = {name: shares[name] for name in sorted(shares)}
+    weights = iter(curate.raised([record.weight for record in stay], found.names, shares))
+    records = [r if r.drop else replace(r, weight=next(weights)) for r in records]
+    if options.pool and wanted:
+        pool = load(options.pool).pictures
+        known = [record.path for record in records]
+        more = curate.retrieve(wanted, pool, concepts.find(pool, links), known, options.each)
+        report.sections["Fetched from the pool"] = [f"{len(more):,} pictures of {', '.join(wanted)}"]
+        records += more
+    return records
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .alignment import part_of
-from .fingerprints import BOXES, COLOURS, Fingerprints
+from .fingerprints import COLOURS, Fingerprints
 from .optional import MissingPackage, module
 
 BITS = 6  # of the 64 of a perceptual hash that may differ
@@ -28,6 +28,8 @@ SEARCHED = 8  # times as many entries, of which several can be of one picture
 EXACT_SEARCH = 1_000_000  # entries up to which every one is compared
 LISTS = 1024  # beyond it: of the inverted file, of which PROBES are read
 PROBES = 16
+SAMPLE = 5_000  # pictures from which scales and lists are learnt
+ROWS = 4_096  # pictures at once
 LOUVAIN = 200_000  # pictures up to which communities are found by Louvain
 SMALL_GROUP = 8  # a group of so few stays whole
 FILE, ENCODING, PART = "exact copy", "copy", "part"
@@ -110,9 +112,7 @@ def candidates(
         yield "perceptual hashes", _by_hash(faiss, prints.hashes, chosen)
     yield "low frequencies of parts", _by_waves(faiss, prints.waves, chosen)
     if embeddings is not None:
-        unit = _unit(embeddings[chosen].astype(np.float32))
-        owners = np.arange(len(chosen))
-        yield "embeddings", _both_ways(_pairs(*_near(faiss, unit, unit), EMBEDDING, owners, chosen))
+        yield "embeddings", _by_embedding(faiss, embeddings, chosen)
 
 
 def _by_hash(faiss, hashes: np.ndarray, chosen: np.ndarray) -> set[tuple[int, int]]:
@@ -130,44 +130,60 @@ def _by_hash(faiss, hashes: np.ndarray, chosen: np.ndarray) -> set[tuple[int, in
 
 
 def _by_waves(faiss, waves: np.ndarray, chosen: np.ndarray) -> set[tuple[int, int]]:
-    values = waves[chosen].astype(np.float32)
-    spread = values.reshape(-1, values.shape[-1]).std(0)
-    values = _unit(values / np.sqrt(spread + 1e-3))
-    owners = np.repeat(np.arange(len(chosen)), len(BOXES))
-    found = _near(faiss, values.reshape(-1, values.shape[-1]), np.ascontiguousarray(values[:, 0]))
-    return _pairs(*found, LIKENESS, owners, chosen)
+    sample = waves[chosen[:: -(-len(chosen) // SAMPLE)]].astype(np.float32)
+    scale = np.sqrt(sample.reshape(-1, sample.shape[-1]).std(0) + 1e-3)
+    return _near(faiss, lambda rows: waves[chosen[rows]].astype(np.float32) / scale, chosen, LIKENESS)
 
 
-def _near(faiss, entries: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(cosines, entries) of each query's nearest."""
-    width = entries.shape[1]
-    flat = faiss.IndexFlatIP(width)
-    if len(entries) <= EXACT_SEARCH:
-        index = flat
-    else:
-        index = faiss.IndexIVFScalarQuantizer(
-            flat, width, LISTS, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-        )
-        index.train(entries[:: max(1, len(entries) // (LISTS * 64))])
+def _by_embedding(faiss, embeddings: np.ndarray, chosen: np.ndarray) -> set[tuple[int, int]]:
+    found = _near(faiss, lambda rows: embeddings[chosen[rows], None].astype(np.float32), chosen, EMBEDDING)
+    return found | {(b, a) for a, b in found}
+
+
+def _near(
+    faiss, entries: Callable[[slice], np.ndarray], chosen: np.ndarray, least: float
+) -> set[tuple[int, int]]:
+    """Pairs of each picture's first entry with others' entries of at least that cosine.
+
+    entries: rows of `chosen` -> [rows, parts, width], made block by block, so that memory stays small.
+    """
+    sample = _unit(entries(slice(0, None, -(-len(chosen) // SAMPLE))))
+    parts, width = sample.shape[1:]
+    index = flat = faiss.IndexFlatIP(width)
+    if len(chosen) * parts > EXACT_SEARCH:
+        kind = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(flat, width, LISTS, kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(sample.reshape(-1, width))
         index.nprobe = PROBES
-    index.add(entries)
-    return index.search(queries, min(NEIGHBOURS * SEARCHED, len(entries)))
+    blocks = [slice(start, start + ROWS) for start in range(0, len(chosen), ROWS)]
+    for block in blocks:
+        index.add(_unit(entries(block)).reshape(-1, width))
+    owners, pairs = np.repeat(np.arange(len(chosen)), parts), set()
+    for block in blocks:
+        queries = np.ascontiguousarray(_unit(entries(block)[:, 0]))
+        found = index.search(queries, min(NEIGHBOURS * SEARCHED, len(owners)))
+        pairs |= _pairs(*found, least, owners, chosen, block.start)
+    return pairs
 
 
 def _pairs(
-    scores: np.ndarray, found: np.ndarray, least: float, owners: np.ndarray, chosen: np.ndarray
+    scores: np.ndarray,
+    found: np.ndarray,
+    least: float,
+    owners: np.ndarray,
+    chosen: np.ndarray,
+    first: int = 0,
 ) -> set[tuple[int, int]]:
-    """(part, whole) of each query and the nearest other pictures, at most NEIGHBOURS."""
+    """(part, whole) of each query and the nearest other pictures, at most NEIGHBOURS.
+
+    first: the row of `chosen` that the first query is.
+    """
     pairs = set()
-    for query, (row, entries) in enumerate(zip(scores, found, strict=True)):
+    for query, (row, entries) in enumerate(zip(scores, found, strict=True), first):
         near = owners[entries[(row >= least) & (entries >= 0)]]
         others = list(dict.fromkeys(near[near != query].tolist()))[:NEIGHBOURS]
         pairs.update((int(chosen[query]), int(chosen[other])) for other in others)
     return pairs
-
-
-def _both_ways(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    return pairs | {(b, a) for a, b in pairs}
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
