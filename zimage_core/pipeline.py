@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .acceleration.parallel import Parallel
+from .acceleration.sharding import shard
 from .acceleration.small_card import SmallCard, count_tokens
 from .acceleration.step_cache import StepCache
 from .acceleration.tiles import bytes_for
@@ -132,15 +133,25 @@ class ZImagePipeline:
         self.card = card
         return self
 
-    def enable_parallel(self, group: Any = None) -> ZImagePipeline:
+    def enable_parallel(
+        self, group: Any = None, sharded: bool = False, device: torch.device | str | None = None
+    ) -> ZImagePipeline:
         """Each picture is drawn by all processes of a torch.distributed group; None: by all there are.
 
         Every process has the parts of the model and makes the same calls, with generators of equal seeds;
         each gets the whole picture. With streaming, tiles of the autoencoder are shared out too.
-        Raises ValueError for more processes than heads of attention.
+        sharded: each process holds its part of the transformer's weights, on `device`; blocks come together
+        as they run. The other parts of the model are whole. Call it before anything is moved to a card.
+        Raises ValueError for more processes than heads of attention, and where sharded weights are streamed.
         """
-        self.parallel = Parallel(group)
-        self.parallel.check(self.transformer)
+        parallel = Parallel(group)
+        parallel.check(self.transformer)
+        if sharded and self.card:
+            raise ValueError("weights are streamed, or each process holds a part of them: not both")
+        if sharded:
+            where = torch.device(device or self.device)
+            shard(self.transformer, where.type, self._computes_in(self.transformer), group)
+        self.parallel = parallel
         return self
 
     def to(self, device: torch.device | str) -> ZImagePipeline:

@@ -95,18 +95,36 @@ CASES = {
 }
 
 
+def nano() -> ZImagePipeline:
+    parts = (NANO / f"{part}.safetensors" for part in ("transformer", "text_encoder", "autoencoder"))
+    return ZImagePipeline.from_files(*parts, NANO / "tokenizer", torch_dtype=torch.float32)
+
+
+def drawn(pipe: ZImagePipeline, height: int) -> Tensor:
+    sizes = {"height": height, "width": 256, "num_inference_steps": 2, "guidance_scale": 2.0}
+    generator = torch.Generator().manual_seed(SEED)
+    return pipe("a fox", generator=generator, output_type="pt", **sizes).images
+
+
 def picture() -> tuple[Tensor, Tensor]:
     """Of the nano model, guided, in little memory and in tiles: by one process and by all."""
-    parts = (NANO / f"{part}.safetensors" for part in ("transformer", "text_encoder", "autoencoder"))
-    pipe = ZImagePipeline.from_files(*parts, NANO / "tokenizer", torch_dtype=torch.float32)
-    pipe.enable_streaming(VRAM, "cpu")
+    pipe = nano().enable_streaming(VRAM, "cpu")
+    return drawn(pipe, 320), drawn(pipe.enable_parallel(), 320)
 
-    def draw() -> Tensor:
-        sizes = {"height": 320, "width": 256, "num_inference_steps": 2, "guidance_scale": 2.0}
-        generator = torch.Generator().manual_seed(SEED)
-        return pipe("a fox", generator=generator, output_type="pt", **sizes).images
 
-    return draw(), (pipe.enable_parallel(), draw())[1]
+def in_parts() -> tuple[Tensor, Tensor]:
+    """By one process, and by all, each with a part of the weights."""
+    pipe = nano()
+    alone, whole = drawn(pipe, 128), held(pipe)
+    together = drawn(pipe.enable_parallel(sharded=True), 128)
+    assert held(pipe) < 0.6 * whole, (held(pipe), whole)
+    return alone, together
+
+
+def held(pipe: ZImagePipeline) -> int:
+    """Bytes of the transformer's weights in this process."""
+    weights = pipe.transformer.parameters()
+    return sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in weights)
 
 
 def found() -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -117,6 +135,7 @@ def found() -> Iterator[tuple[str, Tensor, Tensor]]:
             yield name, call(), call(Parallel())
     if dist.get_world_size() <= NanoConfig().transformer.n_heads:
         yield "picture", *picture()
+        yield "in parts", *in_parts()
 
 
 if __name__ == "__main__":

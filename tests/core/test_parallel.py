@@ -42,6 +42,11 @@ def test_a_picture_by_the_pipeline_is_the_same(errors) -> None:
     assert all(float(each["picture"]) <= CLOSE for each in errors[2])
 
 
+def test_a_model_in_parts_draws_the_same(errors) -> None:
+    """Each process holds about half of the transformer; see `split.in_parts`."""
+    assert all(float(each["in parts"]) <= CLOSE for each in errors[2])
+
+
 def test_more_processes_than_heads_are_refused() -> None:
     parallel = Parallel.__new__(Parallel)
     parallel.size = 4

@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..acceleration.streaming import RUN_STACKS, STEP_STACKS
-from ..model.modulation import before, behind
+from ..acceleration.sharding import shard
 
 TIMEOUT = timedelta(minutes=20)  # after which a process gives up that waits for one that failed
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
@@ -78,35 +77,8 @@ class Processes:
         """
         if self.size == 1:
             return
-        try:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-        except ImportError as error:
-            raise RuntimeError(
-                f"torch {torch.__version__} cannot shard a model ({error}): install 2.6 or newer, or train "
-                "in one process"
-            ) from error
-
-        given = {
-            "mesh": init_device_mesh(self.device.type, (self.size,)),
-            # rope tables among the inputs stay in float32
-            "mp_policy": MixedPrecisionPolicy(computes, torch.float32, cast_forward_inputs=False),
-            "reshard_after_forward": True,  # of the model as of its blocks, as a sample is the last forward
-        }
-        blocks = [b for stack in (*STEP_STACKS, *RUN_STACKS) for b in getattr(model, stack, ())]
-        modulated = [block.adaLN_modulation for block in blocks if hasattr(block, "adaLN_modulation")]
-        for block in blocks:
-            for norm in (*before(block), *behind(block)):
-                norm.register_forward_pre_hook(_called)
-        fully_shard(modulated, **given)  # all of them run before the first block
-        for block in blocks:
-            fully_shard(block, **given)
-        fully_shard(model, **given)
+        shard(model, self.device.type, computes)
         self.sharded = True
-
-
-def _called(norm: nn.Module, args: tuple) -> None:
-    """A norm with a hook is called within its block; weights that are sharded cannot be read before."""
 
 
 def whole(tensor: Tensor) -> Tensor:
