@@ -1,4 +1,4 @@
-"""A model in parts (FSDP2): a process holds its part of every matrix, and blocks come together as they run."""
+"""A model in parts (FSDP2): a process holds its part of each matrix, and blocks come together as they run."""
 
 from __future__ import annotations
 
