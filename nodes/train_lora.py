@@ -36,7 +36,7 @@ class ZImageTrainLora(io.ComfyNode):
                     "output folder.",
                 ),
                 io.String.Output(display_name="report", tooltip="What was trained on, and how."),
-                io.Image.Output(display_name="samples", tooltip="Samples of some steps on a sheet."),
+                io.Image.Output(display_name="samples", tooltip="A row of samples a prompt, before to now."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -96,7 +96,7 @@ class ZImageTrainLora(io.ComfyNode):
         report = "\n".join(made.said)
         show_text(node, report)
         shown = ui.PreviewText(report).as_dict() | {"training": (shown_of(folder),)}
-        return io.NodeOutput(made.model, made.listed, report, sample_sheet(folder), ui=shown)
+        return io.NodeOutput(made.model, made.listed, report, sample_sheet(folder, prompts), ui=shown)
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ EVENT = "zimage.training"  # for web/training.js
 PAUSE = 0.5  # seconds between two of them
 MOST_POINTS = 200  # of the curve
 MOST_SHOWN = 12  # steps on the sheet
+LARGEST_SHOWN = 512  # pixels of a side of a sample on it
 
 
 class Live(Watch):
@@ -92,20 +93,20 @@ def _samples(folder: Path) -> dict[int, list[Path]]:
     return found
 
 
-def sample_sheet(folder: RunFolder) -> Tensor:
-    """[1,H,W,3]: the samples of some steps, the first and the last among them; white where there are none."""
+def sample_sheet(folder: RunFolder, prompts: tuple[str, ...]) -> Tensor:
+    """[1,H,W,3]: a row a prompt, from before to after; white where there are none."""
     found = _samples(folder.samples)
-    steps = sorted(found)
-    if not steps:
+    steps = [step for step in sorted(found) if len(found[step]) >= len(prompts)]
+    if not steps or not prompts:
         return torch.ones(1, 64, 64, 3)
     shown = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(len(steps), MOST_SHOWN))})
-    groups = [_batch(found[step]) for step in shown]
-    return sheet(groups, [f"step {step}" if step else "before" for step in shown], 0)
+    when = ", ".join(str(step) if step else "before" for step in shown)
+    rows = [_batch([found[step][number] for step in shown]) for number in range(len(prompts))]
+    return sheet(rows, [f"{when}: {prompt}" for prompt in prompts], 1)
 
 
 def _batch(paths: list[Path]) -> Tensor:
     pictures = [Image.open(path).convert("RGB") for path in paths]
-    size = pictures[0].size
-    rows = [np.asarray(picture.resize(size), np.float32) / 255 for picture in pictures]
-    return torch.from_numpy(np.stack(rows))
-
+    scale = min(1, LARGEST_SHOWN / max(pictures[0].size))
+    size = tuple(round(side * scale) for side in pictures[0].size)
+    return torch.from_numpy(np.stack([np.asarray(p.resize(size), np.float32) / 255 for p in pictures]))
