@@ -91,8 +91,10 @@ def make_base(base: Path) -> Path:
 def link_checkout(base: Path) -> None:
     """Make this checkout a custom node of a base directory: linked, not copied."""
     link = base / "custom_nodes" / PACK_NAME
-    if link.exists():
+    if link.resolve() == PACK_ROOT.resolve():
         return
+    if os.path.lexists(link):
+        link.unlink()  # to where another checkout is or was
     if sys.platform == "win32":  # a junction needs no privilege, a symbolic link does
         import _winapi
 
