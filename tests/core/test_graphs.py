@@ -150,3 +150,4 @@ def test_an_operator_that_waits_ends_recording(caplog: pytest.LogCaptureFixture)
         results = [model(x, sigma, condition=condition) for _ in range(4)]
     assert all(torch.equal(results[0], result) for result in results[1:])
     assert caplog.text.count("without CUDA graphs") == 1
+    assert "could not be recorded" in model.graphs.reason

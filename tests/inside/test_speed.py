@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import comfy.hooks
 import comfy.model_management as management
 import comfy.quant_ops
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from node_helpers import conditioning_set_values
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.core.random_models import random_s3dit, relative
-from tests.core.recorder import capture
+from tests.core.recorder import Recorder, capture
 from tests.host.inside import extension_module
+from tests.inside import test_packed
 from tests.inside.sampling import SEED, from_file, noise_of, prompts, sampled
 from zimage_core import S3DiTConfig
 
@@ -148,6 +151,25 @@ def test_graphs_go_when_the_model_is_unloaded(model: ModelPatcher) -> None:
     assert not kept.kept
 
 
+def test_a_clone_after_a_run_shares_the_graphs(
+    model: ModelPatcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some hosts copy all that a MODEL's options hold, and no recording of a card can be copied."""
+
+    def refuse(recorder: Recorder, memo: dict) -> None:
+        raise TypeError("cannot pickle 'CUDAGraph' object")
+
+    monkeypatch.setattr(Recorder, "__deepcopy__", refuse, raising=False)
+    caplog.set_level("INFO")
+    fast, kept = recorded(model)
+    expected = picture(fast)
+    clone = fast.clone()
+    assert torch.equal(picture(clone), expected)
+    assert caplog.text.count("of 4 forwards by CUDA graphs") == 2
+    clone.detach()
+    assert not kept.kept
+
+
 def test_compiled_once_for_all_blocks_prompts_and_sizes(model: ModelPatcher) -> None:
     torch._dynamo.reset()
     counters.clear()
@@ -201,3 +223,18 @@ def test_another_model_is_refused() -> None:
     other = SimpleNamespace(get_model_object=lambda name: object(), model=object())
     with pytest.raises(ValueError, match="not Z-Image"):
         speed.sped_up(other, "auto")
+
+
+def test_a_lora_of_single_prompts_on_packed_weights_is_seen(scratch) -> None:
+    """It leaves what is stored where it is; the prompts without it must not get a graph with it."""
+    model, _ = test_packed.from_gguf(scratch, "Q4_0")
+    change = test_packed.lora(test_packed.STATE)
+    positive, negative = test_packed.CAPTIONS
+    fast, kept = recorded(model)
+    plain = sampled(model, positive, negative, steps=4)
+    hooked, _, hooks = comfy.hooks.load_hook_lora_for_models(fast, None, change, 1.0, 0.0)
+    with_hooks = conditioning_set_values(positive, {"hooks": hooks})
+    assert relative(sampled(hooked, with_hooks, negative, steps=4), plain) > test_packed.EFFECT
+
+    assert "LoRA" in kept.reason
+    assert torch.equal(sampled(hooked, positive, negative, steps=4), plain)

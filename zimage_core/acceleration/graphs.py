@@ -86,6 +86,11 @@ class Graphs:
         self.kept: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: seen once
         self.steps = self.replays = 0  # so many, and of them by a graph
         self.reason = ""  # why the last step was none
+        self.failed = False  # to record; there is no second try
+
+    def __deepcopy__(self, memo: dict) -> Graphs:
+        """The same one: recordings cannot be copied, and copies of what holds them run the same network."""
+        return self
 
     def clear(self) -> None:
         """Forget all, and give their memory back."""
@@ -130,6 +135,8 @@ class Graphs:
         return self.kept[key].replay(x, timesteps, prepared)
 
     def obstacle(self, model: S3DiT, x: Tensor, prepared: Prepared, hooks: Sequence[BlockHook]) -> str:
+        if self.failed:
+            return "a step could not be recorded, as said before"
         if torch.is_grad_enabled():
             return "gradients are asked for"
         if prepared.clean is not None:
@@ -164,7 +171,7 @@ class Graphs:
             recording, out = self.capture(step)
         except RuntimeError as error:  # an operator that waits for the card, or no memory
             logging.warning("Z-Image runs without CUDA graphs: %s", str(error).splitlines()[0])
-            self.room = 0
+            self.failed = True
             return None
         return Graph(recording, weights, own_x, own_timesteps, own, out, weakref.ref(prepared))
 

@@ -13,6 +13,7 @@ from ....zimage_core.acceleration.graphs import Graphs, layers
 from ....zimage_core.model.hooks import BlockHook
 from ....zimage_core.model.sequence import Prepared, Time
 from .one_pass import packs
+from .packed import is_changed
 
 KEY = "zimage_graphs"  # among the options of a MODEL
 CHANGING = ("weight_function", "bias_function")  # in the host's layers: what is done to weights at each use
@@ -55,7 +56,7 @@ def in_weights(network: nn.Module, x: Tensor) -> str:
     for own in layers(network):
         if own["_forward_hooks"] or own["_forward_pre_hooks"]:
             return "a layer is looked at"
-        if any(own.get(kind) for kind in CHANGING):
+        if any(own.get(kind) for kind in CHANGING) or is_changed(own):
             return "a LoRA is applied as the model runs"
         parameters = own["_parameters"].values()
         if STREAMED in own or any(p is not None and p.device != device for p in parameters):

@@ -96,18 +96,12 @@ class PackedLinear(torch.nn.Linear, comfy.ops.CastWeightBiasOp):
 
     def changed(self, matrix: Tensor) -> Tensor:
         """The matrix with LoRAs and hooks, in its own type; it may be written into."""
-        for changes in (self.changes, self._of_hooks()):
+        for changes in (self.changes, of_hooks(self.__dict__)):
             if changes:
                 matrix = comfy.lora.calculate_weight(changes, matrix, self.path, matrix.dtype)
         for wrapper in self.wrappers:
             matrix = wrapper(matrix)
         return matrix
-
-    def _of_hooks(self) -> list:
-        """What hooks of the patcher that runs now do to this layer; they change from one call to the next."""
-        patcher = getattr(self.model(), "current_patcher", None) or self.patcher()
-        hooks = getattr(patcher, "current_hooks", None)
-        return patcher.get_combined_hook_patches(hooks).get(self.path, []) if hooks else []
 
     def follow(self, patcher: Any, path: str) -> None:
         """From now on with the LoRAs of `patcher`, under the name that it has for this weight."""
@@ -123,6 +117,21 @@ class PackedLinear(torch.nn.Linear, comfy.ops.CastWeightBiasOp):
 
     def set_weight(self, weight: Tensor, return_weight: bool = False, **kwargs: Any) -> Tensor | None:
         return self.weight if return_weight else None
+
+
+def of_hooks(layer: Mapping[str, Any]) -> list:
+    """What hooks of the patcher that runs now do to a packed layer; they change from one call to the next.
+
+    layer: its attributes.
+    """
+    patcher = getattr(layer["model"](), "current_patcher", None) or layer["patcher"]()
+    hooks = getattr(patcher, "current_hooks", None)
+    return patcher.get_combined_hook_patches(hooks).get(layer["path"], []) if hooks else []
+
+
+def is_changed(layer: Mapping[str, Any]) -> bool:
+    """Whether the matrix of a layer with these attributes is packed, and now another than what is stored."""
+    return "changes" in layer and bool(layer["changes"] or layer["wrappers"] or of_hooks(layer))
 
 
 def pack(network: torch.nn.Module, formats: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:

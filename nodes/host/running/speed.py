@@ -56,7 +56,7 @@ def auto(model: Any) -> Made:
 
 def why_no_kernels(device: torch.device) -> str:
     if device.type != "cuda":
-        return "they need a card"
+        return "they need a graphics card"
     if fused.kernels() is None:
         return "they need the Python package triton (on Windows triton-windows)"
     return "they do not work on this card, the log says why"
