@@ -14,7 +14,7 @@ import comfy.quant_ops
 import folder_paths
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.core.lora_files import DIALECTS, write
@@ -318,6 +318,19 @@ def test_another_model_or_data_under_a_name_is_an_error(small, places) -> None:
     with pytest.raises(ValueError, match="the run mine was begun with base "):
         trained(small, model=other)
     trained(small, model=other, name="other")
+
+
+def test_an_adapter_is_under_the_model_while_it_trains_and_not_in_the_lora(small, places) -> None:
+    adapter = places / "loras" / "adapter.safetensors"
+    written = write(random_s3dit(TINY, SEED).state_dict(), DIALECTS["fused"], SEED, size=0.3)
+    save_file({name: value.contiguous() for name, value in written.tensors.items()}, adapter)
+    without, with_it = Seen(), Seen()
+    plain = load_file(trained(small, without, name="plain").file)
+    made = load_file(trained(small, with_it, name="adapted", adapter=adapter).file)
+    assert made.keys() == plain.keys()
+    assert any(not torch.equal(made[name], plain[name]) for name in made)
+    first, second = ([pixels for step, _, pixels in seen.samples if step == 0] for seen in (without, with_it))
+    assert torch.equal(first[0], second[0])  # samples are those of the model as it is used
 
 
 def test_data_is_named_by_the_list_and_stays_in_its_folder(places) -> None:
