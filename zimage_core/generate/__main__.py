@@ -202,6 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.split and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("several processes need --split, by which they share each picture")
         code = by_all(given) if given.split else by_ray(given) if hasattr(given, "ray") else by_one(given)
+    except torch.OutOfMemoryError as error:
+        sys.stderr.write(f"the GPU is too small for the model, give --vram: {error}\n")
+        return 1
     except (WeightsError, ValueError, OSError, RuntimeError, ImportError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -32,6 +32,7 @@ LOSSES = 3  # of workers, one after the other or by one batch, after which it is
 CONNECT = 5.0  # seconds
 START, BATCH = 20 * 60.0, 2 * 60 * 60.0  # seconds after which a worker that says nothing is given up
 TICK = 1.0
+TOKEN = "Where it was started with a token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or its file in ~/.ray"
 NEEDED = "--ray needs the Python package ray on all machines: pip install ray"
 
 
@@ -105,7 +106,9 @@ class Cluster:
                 **joins or {"include_dashboard": False},
             )
         except (ConnectionError, SystemExit, ray.exceptions.RaySystemError) as error:
-            raise RuntimeError(f"no Ray cluster answers at {address}: {error}") from None
+            raise RuntimeError(
+                f"no Ray cluster lets us in at {address or 'this machine'}: {error}. {TOKEN}"
+            ) from None
         finally:
             signal.signal(signal.SIGTERM, ends)
         try:
