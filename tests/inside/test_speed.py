@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import comfy.hooks
@@ -25,6 +26,7 @@ CONFIG = S3DiTConfig(dim=256, n_layers=3, n_refiner_layers=1, n_heads=2, cap_fea
 POSITIVE, NEGATIVE = prompts(CONFIG.cap_feat_dim, 21, 9)
 CARD = torch.device("cuda", 0)
 
+run_notes = extension_module("nodes.host.page.run_notes")
 speed = extension_module("nodes.host.running.speed")
 graphs = extension_module("nodes.host.running.graphs")
 eight_bit = extension_module("nodes.host.running.eight_bit")
@@ -46,6 +48,24 @@ def recorded(model: ModelPatcher) -> tuple[ModelPatcher, object]:
     clone, kept = model.clone(), core.Graphs(capture)
     graphs.with_graphs(clone, kept)
     return clone, kept
+
+
+def test_a_compiler_that_fails_in_the_run_leaves_the_same_bits(
+    model: ModelPatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is there but finds no headers: nothing before the run can tell."""
+
+    def without_headers(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
+        raise RuntimeError("the compiler ended with 1\nx.cpp:1: error: no Python.h")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=without_headers))
+    monkeypatch.setattr(speed, "why_not_compiled", lambda: "")
+    torch._dynamo.reset()
+    with run_notes.collected() as found:
+        made = picture(speed.sped_up(model, "compiled")[0])
+    torch._dynamo.reset()
+    assert torch.equal(made, picture(model))
+    assert len(found.notes) == 1 and "it failed: x.cpp:1: error: no Python.h." in found.notes[0]
 
 
 @pytest.mark.parametrize("mode", ["auto", "exact", "8-bit"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,12 +19,15 @@ def _run(block: Block, hidden: Tensor, span: Span, scales: Scales) -> Tensor:
 
 
 class Compiled(BlockHook):
-    """To be the last of a list, so that what other hooks do around blocks stays outside."""
+    """To be the last of a list, so that what other hooks do around blocks stays outside.
+
+    Where the machine lacks what compiling needs, blocks run as they are; report is told so, once.
+    """
 
     capturable = False  # a recompilation in a recording would end it
 
-    def __init__(self) -> None:
-        self.run = torch.compile(_run)
+    def __init__(self, report: Callable[[str], object] = logging.warning) -> None:
+        self.run, self.report = torch.compile(_run), report
 
     def block(self, stack: str, index: int, call: partial, hidden: Tensor, span: Span) -> Tensor:
         scales = call.keywords["scales"]
@@ -30,4 +35,25 @@ class Compiled(BlockHook):
             return call(hidden, span)
         for tensor in (hidden, span.freqs):
             torch._dynamo.maybe_mark_dynamic(tensor, 1)
-        return self.run(call.func, hidden, span, scales)
+        try:
+            return self.run(call.func, hidden, span, scales)
+        except RuntimeError as error:
+            if (reason := why_not_compiled(error)) is None:
+                raise
+            self.run = _run
+            self.report(f"torch.compile: off, it failed: {reason}. Results are exact instead.")
+            return call(hidden, span)
+
+
+def why_not_compiled(error: RuntimeError) -> str | None:
+    """The telling line of what a compiler said, in 200 characters; None: the error is of another kind.
+
+    Such as that Python's headers are missing, or that a card is too old for Triton.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # here: it takes a second
+
+    if not isinstance(error, BackendCompilerFailed):
+        return None
+    lines = [line.strip() for line in str(error.inner_exception).splitlines() if line.strip()]
+    telling = (line for line in lines if "error:" in line.lower())
+    return next(telling, lines[0] if lines else type(error.inner_exception).__name__)[:200].rstrip(".")

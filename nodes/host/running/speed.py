@@ -67,8 +67,14 @@ def compiled(model: Any) -> Made:
     if reason := why_not_compiled():
         return exact_instead(model, "torch.compile", reason)
     options = model.model_options.setdefault("transformer_options", {})
-    options[COMPILED] = Compiled()
+    options[COMPILED] = Compiled(_tell)
     return model, ["torch.compile: on. The first run compiles for a minute; prompts and sizes do not again."]
+
+
+def _tell(line: str) -> None:
+    from ..page.run_notes import tell  # here: models are also loaded where there is no page
+
+    tell([line])
 
 
 def why_not_compiled() -> str:
