@@ -158,7 +158,7 @@ def written(manifest: Manifest, results: Results) -> int:
     """Writes what comes and says how far it is. Gives the command's exit code."""
     total, done, failed, line = sum(len(batch) for _, batch in manifest.todo), 0, 0, Line()
     again: list[str] = []
-    in_a_row, since = 0, time.monotonic()
+    in_a_row, since, first = 0, 0.0, 0  # the model is loaded when the first batch is done
     for number, batch, drawn in results:
         if drawn.again:
             again.append(drawn.again)
@@ -172,9 +172,15 @@ def written(manifest: Manifest, results: Results) -> int:
         if drawn.error:
             failed += len(batch)
             log.warning("%s: %s", ", ".join(request.id for request in batch), drawn.error)
-        rate = done / max(time.monotonic() - since, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
-        line.say(f"{done} of {total}, {rate:.2f} pictures/s, {left} left", done == total)
+        text = f"{done} of {total}"
+        if first:
+            rate = (done - first) / max(time.monotonic() - since, 1e-9)
+            left = int((total - done) / rate)
+            hours = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"  # of days, too
+            text += f", {rate:.2f} pictures/s, {hours} left"
+        else:
+            since, first = time.monotonic(), done
+        line.say(text, done == total)
     if failed:
         log.warning("%d requests could not be drawn: %s says why", failed, manifest.path)
     if again:
