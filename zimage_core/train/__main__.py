@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..acceleration.small_card import size_of
 from ..weights import WeightsError
 from . import distributed, full, lora, parts
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_at_signals(group)
     try:
         COMMANDS[given.command](given, group)
-    except (WeightsError, ValueError, OSError, RuntimeError) as error:
+    except (WeightsError, SafetensorError, ValueError, OSError, RuntimeError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:

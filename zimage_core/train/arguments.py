@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +111,8 @@ def files_of(given: argparse.Namespace) -> parts.Files:
 
 def lora_settings(given: argparse.Namespace, made: parts.Parts, variant: str, pictures: int) -> Settings:
     preset = PRESETS[given.preset]
+    if given.kind != "lora" and given.names == "diffusers":
+        raise ValueError(lora.LORA_ALONE)
     return Settings(
         plan=_plan(given, pictures, learning_rate(made.model.config), ema=EMA),
         lora=lora.Settings(
@@ -150,9 +151,20 @@ def _plan(given: argparse.Namespace, pictures: int, rate: float, ema: float) -> 
     )
 
 
+def captions_in(file: Path) -> tuple[str, ...]:
+    """A line each. Raises ValueError where there is none."""
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no UTF-8 text: save it as UTF-8") from None
+    if not (found := tuple(line.strip() for line in lines if line.strip())):
+        raise ValueError(f"{file} holds no caption: expected one a line")
+    return found
+
+
 def _shared(given: argparse.Namespace, variant: str) -> dict[str, Any]:
     preset = PRESETS[given.preset]
-    prior: Sequence[str] = given.prior.read_text("utf-8").splitlines() if hasattr(given, "prior") else []
+    prior = captions_in(given.prior) if hasattr(given, "prior") else ()
     return {
         "noise": Noise(getattr(given, "noise", preset.noise)),
         "sampling": sampling(variant),
@@ -160,7 +172,7 @@ def _shared(given: argparse.Namespace, variant: str) -> dict[str, Any]:
         "batch": given.batch,
         "caption_dropout": preset.caption_dropout,
         "trigger": given.trigger,
-        "prior": tuple(line.strip() for line in prior if line.strip()),
+        "prior": prior,
         "prior_share": given.prior_share,
         "checkpointing": not given.no_checkpointing,
         "sample_every": given.sample_every,

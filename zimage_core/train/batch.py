@@ -93,6 +93,10 @@ class Batches:
             raise ValueError("no pictures to train on")
         if caption_dropout and empty is None:
             raise ValueError("captions are left out, and there are no features of an empty one")
+        most = max(example.share for example in examples)
+        if most <= 0:
+            raise ValueError("no picture counts: the weight of each is 0")
+        self.scale = max(1.0, 1 / most)  # so that each round has a picture
         self.examples, self.size, self.seed = examples, size, seed
         self.caption_dropout, self.empty = caption_dropout, empty
         self.round, self.start, self.order = 0, 0, self._round(0)
@@ -102,7 +106,8 @@ class Batches:
         generator = torch.Generator().manual_seed(seed_of(self.seed, number))
         groups: dict[tuple, list[int]] = {}
         for at, example in enumerate(self.examples):
-            times = int(example.share + torch.rand(1, generator=generator).item())  # a part of one by chance
+            part = torch.rand(1, generator=generator).item()  # of one picture: by chance
+            times = int(example.share * self.scale + part)
             groups.setdefault(tuple(example.latent.shape), []).extend([at] * times)
         batches = []
         for group in groups.values():

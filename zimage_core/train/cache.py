@@ -43,6 +43,9 @@ class Cache:
         self.made += 1
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"value": value}, partial)
-        partial.replace(path)
+        try:
+            save_file({"value": value}, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return value

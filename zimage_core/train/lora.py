@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class Settings:
         for name, value, known in (("kind", self.kind, KINDS), ("targets", self.targets, TARGETS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha is {self.alpha}: expected a number above 0")
         if self.rank < 1 or not 0 <= self.dropout < 1 or self.factor < 1:
             raise ValueError(
                 f"rank {self.rank}, dropout {self.dropout} and factor {self.factor}: expected 1 or more, "
@@ -241,7 +244,7 @@ def _rows(change: Change, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
 
 def _diffusers(path: str, change: Change) -> Iterator[tuple[str, dict[str, Tensor]]]:
     if not isinstance(change, Lora):
-        raise ValueError("diffusers reads LoRA alone: choose ComfyUI's or kohya's names for LoKr")
+        raise ValueError(LORA_ALONE)
     for layer, parts in _apart(path, change):
         yield f"transformer.{layer}", {PEFT[part]: value for part, value in parts.items()}
 
@@ -252,6 +255,7 @@ def _kohya(path: str, change: Change) -> Iterator[tuple[str, dict[str, Tensor]]]
 
 
 PEFT = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+LORA_ALONE = "diffusers reads LoRA alone: choose ComfyUI's or kohya's names for LoKr"
 WRITTEN = {"comfyui": _whole, "diffusers": _diffusers, "kohya": _kohya}
 
 

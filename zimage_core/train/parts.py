@@ -18,6 +18,7 @@ from ..model.s3dit import S3DiT
 from ..model.text_encoder import Qwen3TextEncoder
 from ..prompt.template import load_tokenizer, tokenise
 from ..weights import load_autoencoder, load_text_encoder, load_transformer, read_transformer
+from ..weights.checkpoint import Checkpoint
 from .cache import digest
 from .frozen import Stored, from_checkpoint
 from .run import Parts
@@ -25,6 +26,7 @@ from .run import Parts
 # What a step takes in bytes, measured by tests, which hold these from both sides.
 PER_TOKEN = 42  # of one block on its way back: times width and the size of its type
 PER_TRAINED = 20  # a float32 value: itself, its gradient, AdamW's two moments, its average
+COUNTED = 64  # values of a tensor that say which it is
 PER_MADE = 10  # a value of the largest matrix that is stored in fewer bits, while it is made again
 
 
@@ -113,7 +115,14 @@ def from_files(
         return found
 
     names = name_of(files.autoencoder), name_of(files.text_encoder)
-    return Parts(model, encode, features, decode, names), checkpoint.variant
+    return Parts(model, encode, features, decode, names, base=base_of(checkpoint)), checkpoint.variant
+
+
+def base_of(checkpoint: Checkpoint) -> str:
+    """A name of the weights, by some values of each tensor, wherever the file lies."""
+    some = {name: value.reshape(-1)[:COUNTED].contiguous() for name, value in checkpoint.tensors.items()}
+    raw = {name: value.view(torch.uint8).numpy().tobytes() for name, value in some.items()}
+    return digest(*(part for name in sorted(raw) for part in (name, raw[name])))
 
 
 def _computes(network: torch.nn.Module) -> torch.dtype:

@@ -32,8 +32,8 @@ PRESETS = {
 
 
 def sampling(variant: str) -> Sampling:
-    """How pictures of Turbo or Base are made."""
-    return Sampling(BASE_STEPS, BASE_GUIDANCE) if variant == "Base" else Sampling(TURBO_STEPS)
+    """How pictures of Turbo, or of Base and omni are made."""
+    return Sampling(TURBO_STEPS) if variant == "Turbo" else Sampling(BASE_STEPS, BASE_GUIDANCE)
 
 
 def learning_rate(config: S3DiTConfig) -> float:

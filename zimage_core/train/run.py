@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,10 @@ from ..model.hooks import BlockHook
 from ..model.s3dit import S3DiT
 from ..weights.lora import fit_lora, read_lora
 from . import lora
+from .alone import alone
 from .batch import MULTIPLE, Batches, Example, bucket_of, resized
 from .cache import Cache, digest
-from .data.picture_files import flattened, open_picture
+from .data.picture_files import PictureError, flattened, open_picture
 from .data.records import PictureRecord
 from .distributed import ALONE, Processes
 from .flow import Noise
@@ -48,7 +50,7 @@ class Parts:
     [B,C,h,w].
     features: a text -> what the text encoder makes of it, [L,width]. decode: scaled latents -> pixels
     [B,3,H,W] in [0,1]. names: of autoencoder and text encoder, as the caches shall know them.
-    factor: pixels to a cell of the latent.
+    factor: pixels to a cell of the latent. base: a name of the transformer's weights.
     """
 
     model: S3DiT
@@ -58,6 +60,7 @@ class Parts:
     names: tuple[str, str] = ("autoencoder", "text encoder")
     factor: int = 8
     streaming: Streaming | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Settings:
                 f"batch {self.batch}, caption dropout {self.caption_dropout} and share of prior pictures "
                 f"{self.prior_share}: expected 1 or more, and 0 to below 1 twice"
             )
+        if self.resolution < MULTIPLE or self.resolution % MULTIPLE:
+            raise ValueError(f"resolution is {self.resolution}, expected a multiple of {MULTIPLE} pixels")
 
     @property
     def prior_count(self) -> int:
@@ -140,15 +145,15 @@ class PictureRun:
         if not pictures:
             raise ValueError("no pictures to train on")
         self.parts, self.pictures, self.settings, self.folder = parts, pictures, settings, folder
-        self.cache, self.group, self.base = Cache(folder / "cache"), group, base
+        self.cache, self.group, self.base = Cache(folder / "cache"), group, base or parts.base
         if group.first:
-            self._same_settings({**dataclasses.asdict(settings), "data": data, "base": base})
+            self._same_settings({**dataclasses.asdict(settings), "data": data, "base": self.base})
         self.given: list[lora.Given] = []
 
     def _same_settings(self, facts: dict[str, Any]) -> None:
         path, now = self.folder / "settings.json", _flat(json.loads(json.dumps(facts)))
         if path.is_file() and any((self.folder / "state").glob("step-*")):
-            before = json.loads(path.read_text("utf-8"))
+            before = _read(path)
             for name in sorted({*before, *now} - MAY_CHANGE):
                 if before.get(name) != now.get(name):
                     raise ValueError(
@@ -157,7 +162,9 @@ class PictureRun:
                         "begin again"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=1, ensure_ascii=False), "utf-8")
+        partial = path.with_suffix(".part")  # a full disk or a kill leaves what is there
+        partial.write_text(json.dumps(now, indent=1, ensure_ascii=False), "utf-8")
+        partial.replace(path)
 
     def begin(self) -> None:
         """From here on the model has what trains, with gradients."""
@@ -165,7 +172,11 @@ class PictureRun:
 
     def fit(self, watch: Watch | None, stop_at: int | None) -> None:
         """Train, and leave the averages in the model. A stopped run goes on."""
-        watch, settings, model, group = watch or Watch(), self.settings, self.parts.model, self.group
+        with alone(self.folder) if self.group.first else nullcontext():
+            self._fit(watch or Watch(), stop_at)
+
+    def _fit(self, watch: Watch, stop_at: int | None) -> None:
+        settings, model, group = self.settings, self.parts.model, self.group
         self._share_caches(watch)
         examples, prior = self.examples(watch), self.prior(watch, self._hooks())
         self.begin()
@@ -234,21 +245,21 @@ class PictureRun:
         return self.cache.of(digest("text", self.parts.names[1], text), lambda: self.parts.features(text))
 
     def captions(self, picture: PictureRecord) -> tuple[str, ...]:
-        """With the trigger, where they lack it."""
-        trigger = self.settings.trigger.strip()
+        """With the trigger, where they lack it as a word of its own; an empty one where there is none."""
+        trigger, texts = self.settings.trigger.strip(), picture.captions or ("",)
         if not trigger:
-            return picture.captions
+            return texts
+        word = re.compile(rf"(?<!\w){re.escape(trigger.casefold())}(?!\w)", re.ASCII)
         return tuple(
-            text if trigger.casefold() in text.casefold() else ", ".join(filter(None, (trigger, text)))
-            for text in picture.captions
+            text if word.search(text.casefold()) else ", ".join(filter(None, (trigger, text)))
+            for text in texts
         )
 
     def examples(self, watch: Watch) -> Batches:
         settings, found = self.settings, []
         for done, picture in enumerate(self.pictures):
             watch.stage("pictures", done, len(self.pictures))
-            texts = self.captions(picture) or ("",)
-            features = tuple(self.features(text) for text in texts)
+            features = tuple(self.features(text) for text in self.captions(picture))
             share = picture.repeats * picture.weight
             found.append(Example(self.latent(picture.path), features, share))
         watch.stage("pictures", len(self.pictures), len(self.pictures))
@@ -261,7 +272,10 @@ class PictureRun:
         content, pixels = path.read_bytes(), self.settings.resolution**2
 
         def make() -> Tensor:
-            picture = flattened(open_picture(path))
+            try:
+                picture = flattened(open_picture(path))
+            except PictureError as error:
+                raise PictureError(f"{path} cannot be trained on: {error}. Remove or replace it") from None
             size = bucket_of(picture.width, picture.height, pixels)
             return self.parts.encode(resized(picture, size)[None])[0].float()
 
@@ -316,10 +330,29 @@ class LoraRun(PictureRun):
         if settings.adapter:
             weights = S3DiT(model.config, device="meta").state_dict()
             shapes = {name: value.shape for name, value in weights.items()}
-            self.given = lora.put_under(model, fit_lora(read_lora(settings.adapter), shapes))
+            fitted = fit_lora(read_lora(settings.adapter), shapes)
+            if not fitted.targets:
+                raise ValueError(
+                    f"the training adapter {settings.adapter} changes nothing of this model: choose one that "
+                    "was made for it"
+                )
+            self.given = lora.put_under(model, fitted)
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.plan.seed)
             self.changes = lora.inject(model, settings.lora)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} is damaged, so it is not known with which settings this run was begun: delete that file "
+            "to go on with these, or give this run another name"
+        )
+    return found
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

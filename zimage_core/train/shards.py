@@ -46,7 +46,8 @@ def save(folder: Path, state: State, group: Processes) -> Path:
         (partial / FACTS).write_text(json.dumps(facts), "utf-8")
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        for old in folders(folder)[KEPT:]:
+        found = folders(folder)
+        for old in found[found.index(path) + KEPT :]:
             shutil.rmtree(old)
     group.wait()
     return path

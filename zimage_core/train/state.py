@@ -99,7 +99,7 @@ def of(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> State:
 
 
 def save(folder: Path, state: State) -> Path:
-    """Write a state and delete all but the last two. Raises OSError where the disk is full."""
+    """Write a state and delete all but the last two. Raises OSError or SafetensorError on a full disk."""
     tensors, numbers = flat(state)
     facts = {"step": state.step, "seconds": state.seconds, "optimizers": numbers}
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,9 @@ def save(folder: Path, state: State) -> Path:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    for old in files(folder)[KEPT:]:
+    found = files(folder)
+    at = found.index(path)  # later ones could not be read, or the run would have gone on from them
+    for old in (*found[:at], *found[at + KEPT :]):
         old.unlink()
     return path
 

@@ -95,6 +95,11 @@ class Run:
         if stored is None:
             return
         states.check_fits(stored, self.parameters, self.folder)
+        if stored.step > self.plan.steps:
+            raise ValueError(
+                f"this run has done {stored.step} steps already, and {self.plan.steps} are asked for: "
+                f"ask for {stored.step} to take it as it is, for more to go on, or give another name"
+            )
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(stored.weights[name])
@@ -111,7 +116,8 @@ class Run:
         path = self.folder / LOG
         if not path.is_file() or not self.group.first:
             return
-        kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= self.step]
         path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         if kept:
             self.smooth = json.loads(kept[-1]).get("smooth")
@@ -162,7 +168,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # cut off when the run was killed
 
@@ -179,11 +185,11 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train parameters in place until `plan.steps` (or `stop_at`) and return their average.
 
-    `backward(step, generator)` adds to their gradients and returns the loss. It draws its batch from the
-    generator, which is seeded by the step, as torch's own is: nothing else is random, so the files in
-    `folder` are all that a resumed run needs. watch: called after each step; what it raises ends the run,
-    and everything up to that step is kept. group: of several processes, `backward` adds the gradients of its
-    own samples and returns their part of the loss.
+    `backward(number, generator)` adds to their gradients and returns the loss. number: of the batch; a step
+    has `plan.accumulate` of them. It draws its batch from the generator, which is seeded by the step, as
+    torch's own is: nothing else is random, so the files in `folder` are all that a resumed run needs. watch:
+    called after each step; what it raises ends the run, and everything up to that step is kept. group: of
+    several processes, `backward` adds the gradients of its own samples and returns their part of the loss.
 
     Raises Diverged where the loss or its gradient is not finite, ValueError where the state in the folder is
     of another run.
@@ -244,7 +250,9 @@ def _backward(run: Run, backward: Backward) -> float:
     device = next(iter(run.parameters.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(run.plan.seed + run.group.rank, run.step))  # of dropout, by samples
-        loss = sum(backward(run.step, generator) for _ in range(run.plan.accumulate)) / run.plan.accumulate
+        first = run.step * run.plan.accumulate
+        losses = [backward(first + number, generator) for number in range(run.plan.accumulate)]
+        loss = sum(losses) / len(losses)
     if run.plan.accumulate > 1:
         for p in run.parameters.values():
             if p.grad is not None:

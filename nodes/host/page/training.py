@@ -38,6 +38,8 @@ class Live(Watch):
         self._send({"stage": name, "done": done, "total": total}, at_once=done == total)
 
     def step(self, progress: Any) -> None:
+        while self.points and self.points[-1][0] >= progress.step:  # of a run that broke off later
+            self.points.pop()
         self.points.append((progress.step, progress.smooth))
         self.bar.update_absolute(progress.step, progress.steps)
         said = {name: getattr(progress, name) for name in ("step", "steps", "smooth", "left")}
@@ -47,7 +49,10 @@ class Live(Watch):
     def sample(self, step: int, prompt: str, pixels: Tensor) -> None:
         self.folder.samples.mkdir(parents=True, exist_ok=True)
         rows = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(rows).save(self.folder.samples / f"{step:06d}-{self.prompts.index(prompt)}.png")
+        path = self.folder.samples / f"{step:06d}-{self.prompts.index(prompt)}.png"
+        partial = path.with_suffix(".part")  # a host that is killed leaves no half a picture
+        Image.fromarray(rows).save(partial, "PNG")
+        partial.replace(path)
         self._send({}, at_once=True)
 
     def _send(self, said: dict[str, Any], at_once: bool) -> None:

@@ -22,13 +22,16 @@ COUNTED = 64  # values of a tensor that say which it is
 
 
 class Resident:
-    """Sees that the host's MODEL is loaded when it computes: encoders may have taken its place."""
+    """Sees that the host's MODEL is loaded when it computes: encoders may have taken its place.
+
+    room: bytes that stay free beside it. Raises the host's own error where somebody pressed Cancel.
+    """
 
     def __init__(self, patcher: Any) -> None:
         self.patcher, self.room, self.here = patcher, 0, False
 
     def __call__(self, *call: Any) -> None:
-        """room: bytes that stay free beside it."""
+        management.throw_exception_if_processing_interrupted()  # also within a sample
         if not self.here:
             with torch.inference_mode():  # as the host loads models
                 management.load_models_gpu([self.patcher], memory_required=self.room)

@@ -16,6 +16,7 @@ from ....zimage_core.weights.file_writers import new_file
 RUNS = "zimage_training"
 PLAIN = re.compile(r"\w(?:[\w .+-]{0,62}[\w+-])?")  # letters of any language, digits, a few marks between
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows
+MOST_BYTES = 200  # disks take 255 with the ending and a mark of what is being written
 RESULT = "result.json"
 
 
@@ -27,7 +28,7 @@ class RunFolder:
     """output/zimage_training/NAME. Raises RunError for what is no plain name, and for a link to elsewhere."""
 
     def __init__(self, name: str) -> None:
-        if not PLAIN.fullmatch(name) or RESERVED.fullmatch(name):
+        if not PLAIN.fullmatch(name) or RESERVED.fullmatch(name) or len(name.encode()) > MOST_BYTES:
             raise RunError(
                 f"the name {name[:80]!r} is no plain file name: use up to 64 letters, digits, spaces and "
                 "- _ . + between them, without folders."
@@ -79,7 +80,7 @@ class RunFolder:
         place = self.saved
         if not place.exists() and not place.is_symlink():
             return
-        if place.is_symlink() or sha256(place) not in self._last().get("made", []):
+        if not place.is_file() or place.is_symlink() or sha256(place) not in self._last().get("made", []):
             raise RunError(
                 f"{place} exists already, and this run did not make it: choose another name, or move that "
                 "file."

@@ -99,9 +99,7 @@ class Trained:
     said: tuple[str, ...]
 
 
-def train(
-    model: Any, clip: Any, vae: Any, data: TrainingData, wanted: Wanted, watch: Watch
-) -> Trained:
+def train(model: Any, clip: Any, vae: Any, data: TrainingData, wanted: Wanted, watch: Watch) -> Trained:
     """Train, or take what a finished run of the same settings has made.
 
     Raises RunError and ValueError for settings that cannot be, RuntimeError where memory is too small.
