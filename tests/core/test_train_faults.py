@@ -19,8 +19,10 @@ from zimage_core import S3DiTConfig
 from zimage_core.train import lora
 from zimage_core.train import run as runs
 from zimage_core.train import state as states
+from zimage_core.train.__main__ import main
 from zimage_core.train.arguments import captions_in
 from zimage_core.train.batch import Batches, Example
+from zimage_core.train.data import store
 from zimage_core.train.data.records import PictureRecord
 from zimage_core.train.flow import Noise
 from zimage_core.train.frozen import from_checkpoint
@@ -269,3 +271,33 @@ def test_a_log_that_is_no_text_hinders_no_run(tmp_path, picture):
 def test_only_turbo_is_drawn_in_few_steps():
     assert sampling("Turbo").guidance == 0
     assert sampling("omni") == sampling("Base") and sampling("Base").guidance > 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--out", "mine"], "expected a name that ends in .safetensors"),
+        (["--out", "data/mine.safetensors"], "mine lies in the data"),
+        (["--run", "data/run"], "run lies in the data"),
+        (["--kind", "lokr", "--names", "diffusers"], "diffusers reads LoRA alone"),
+        (["--resolution", "1000"], "expected a multiple of 16"),
+    ],
+)
+def test_the_command_line_says_before_it_trains_what_would_end_it(tmp_path, more, said, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (48, 48)).save(tmp_path / "data" / "one.png")
+    nano = ROOT / "models" / "nano"
+    given = ["--data", "data", "--model", str(nano), "--out", "x.safetensors", "--device", "cpu"]
+    assert main(["lora", *given, *more]) == 1
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_weight_that_would_fill_the_memory_is_left_out(tmp_path):
+    Image.new("RGB", (48, 48)).save(tmp_path / "one.png")
+    rows = [{"image_path": "one.png", "caption": "a", "weight": weight} for weight in (2, 1e12, 10**400)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = store.load(tmp_path / "list.jsonl")
+    assert [picture.weight for picture in data.pictures] == [2.0]
+    assert sum("from 0 to 10,000 as weight" in line for line in data.problems) == 2

@@ -132,7 +132,7 @@ def test_metadata_says_what_it_is(tmp_path):
     assert read_lora(tmp_path / "kohya.safetensors").trigger_words == ["sks"]
     with safe_open(tmp_path / "diffusers.safetensors", "pt") as file:
         adapter = json.loads(file.metadata()["lora_adapter_metadata"])
-    assert adapter["transformer.r"] == 4 and adapter["transformer.lora_alpha"] == 2.0
+    assert adapter["transformer.r"] == adapter["transformer.lora_alpha"] == 4  # counted in lora_B
     assert "layers.0.attention.to_q" in adapter["transformer.target_modules"]
     assert all(
         value.dtype == torch.bfloat16 for value in load_file(tmp_path / "diffusers.safetensors").values()

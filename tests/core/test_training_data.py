@@ -117,7 +117,7 @@ BAD_ROWS = {
     '{"image_path": 3}': "expected the picture's path",
     '{"image_path": "a.png", "caption": 5}': "expected a text",
     '{"image_path": "a.png", "caption": "x", "weight": NaN}': "NaN is no number",
-    '{"image_path": "a.png", "caption": "x", "weight": -1}': "from 0 up",
+    '{"image_path": "a.png", "caption": "x", "weight": -1}': "from 0 to 10,000",
     '{"image_path": "a.png", "caption": "x", "repeats": 0}': "from 1 to",
     '{"image_path": "a.png", "caption": "x", "repeats": true}': "from 1 to",
     '{"image_path": "a.png", "captions": [{"text": 1}]}': "expected texts",

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.lora
 import comfy.model_management as management
 import comfy.quant_ops
+import comfy.sd
 import folder_paths
 import pytest
 import torch
@@ -267,7 +269,10 @@ def test_it_is_saved_on_request_and_over_no_file_of_others(small, places) -> Non
         trained(small, save=True, steps=STEPS + 2)
 
 
-NAMES = ("", ".", "..", "a/b", "a\\b", "/a", "C:a", "con", "nul.txt", ".hidden", "a ", "a.", "a\nb", "x" * 65)
+NAMES = (
+    "", ".", "..", "a/b", "a\\b", "/a", "C:a", "con", "nul.txt", ".hidden", "a ", "a.", "a\nb", "x" * 65,
+    "\U00020000" * 60,  # letters of four bytes
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -429,3 +434,92 @@ def test_cancel_on_the_page_ends_the_node_and_the_next_run_goes_on(small, places
             train_lora.ZImageTrainLora.execute(*small, data, **given)
         train_lora.ZImageTrainLora.execute(*small, data, **given)
     assert pressed == [1, 2, 3]
+
+
+def test_cancel_is_heard_within_samples_and_prior_pictures(small, places, monkeypatch) -> None:
+    class Pressed(Seen):
+        """Somebody presses Cancel when the first sample is there, or before any picture."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def stage(self, name: str, done: int, total: int) -> None:
+            management.interrupt_current_processing(name == self.name)
+
+        def sample(self, step: int, prompt: str, pixels: Tensor) -> None:
+            super().sample(step, prompt, pixels)
+            management.interrupt_current_processing(True)
+
+    with pytest.raises(management.InterruptProcessingException):
+        trained(small, Pressed("prior"))
+    assert not (run_of(places) / "state").exists()
+    watch = Pressed("")
+    with pytest.raises(management.InterruptProcessingException):
+        trained(small, watch, sample_prompts=("a sloth", "a fox"))
+    assert [(step, prompt) for step, prompt, _ in watch.samples] == [(2, "a sloth")]
+    again = Seen()
+    trained(small, again, sample_prompts=("a sloth", "a fox"))
+    assert again.steps == [3, 4]
+
+
+def test_a_place_that_is_no_file_is_not_saved_over(small, places) -> None:
+    (places / "loras" / "mine.safetensors").mkdir()
+    with pytest.raises(ValueError, match="exists already"):
+        trained(small, save=True)
+
+
+def test_the_curve_goes_on_where_a_killed_run_is_taken_up(places) -> None:
+    folder = extension_module("nodes.host.training.run_folder").RunFolder("mine")
+    log = folder.path / "state" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(json.dumps({"step": step, "smooth": 1.0}) + "\n" for step in range(1, 6)))
+    live = extension_module("nodes.host.page.training").Live(None, folder, (), 6)
+    live.step(SimpleNamespace(step=3, steps=6, smooth=0.5, left=1.0))
+    assert live.points == [(1, 1.0), (2, 1.0), (3, 0.5)]
+
+
+FILES = [
+    (names, settings)
+    for names in library_lora.WRITTEN
+    for settings in (
+        library_lora.Settings(rank=2, alpha=3.0),
+        library_lora.Settings(rank=256, targets="with modulation"),
+        library_lora.Settings(kind="lokr", rank=2, alpha=3.0),
+        library_lora.Settings(kind="lokr", rank=64, alpha=3.0, factor=3),
+    )
+    if settings.kind == "lora" or names != "diffusers"
+]
+
+
+@pytest.mark.parametrize(("names", "settings"), FILES, ids=str)
+def test_files_count_alike_in_all_loaders_of_their_names(tmp_path, names, settings) -> None:
+    with torch.inference_mode(False):
+        model = random_s3dit(matrix.SMALL_CONFIG, SEED)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        changes, generator = library_lora.inject(model, settings), torch.Generator().manual_seed(SEED)
+        for change in changes.values():
+            for part in change.parts().values():
+                part.data = torch.randn(part.shape, generator=generator) * 0.1
+        wanted = library_lora.merged(state, changes)
+        path = tmp_path / "made.safetensors"
+        about = library_lora.described(settings)
+        library_lora.write(path, changes, about, names, torch.float32)
+    with torch.inference_mode():
+        plain = small_native.patcher(dict(state), dtype=torch.float32)
+        theirs = comfy.sd.load_lora_for_models(plain, None, load_file(path), 1.0, 0.0)[0]
+        ours = applied.with_loras(plain, None, [applied.LoraUse("made", weights.read_lora(path), 1.0, 0.0)])[
+            0
+        ]
+        known = comfy.lora.model_lora_keys_unet(plain.model, {})
+        reads = names == "comfyui" or (
+            names == "diffusers" and "transformer.layers.0.attention.to_q" in known
+        )
+        for patcher in (theirs, ours) if reads else (ours,):
+            assert {key.removeprefix("diffusion_model.") for key in patcher.patches} == {
+                f"{layer}.weight" for layer in changes
+            }
+            for key, patches in patcher.patches.items():
+                name = key.removeprefix("diffusion_model.")
+                made = comfy.lora.calculate_weight(patches, state[name].clone(), key)
+                assert relative(made, wanted[name]) <= SAME

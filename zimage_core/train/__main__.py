@@ -75,9 +75,17 @@ COMMANDS = {"lora": train_lora, "full": train_full}
 
 
 def begun(given: argparse.Namespace) -> DataSet:
-    """The data. Raises FileExistsError where the result has no place."""
+    """The data. Raises FileExistsError or ValueError where the result has no place."""
+    if given.out.suffix != ".safetensors":
+        raise ValueError(f"--out is {given.out}: expected a name that ends in .safetensors")
     if given.out.exists():
         raise FileExistsError(f"{given.out} exists already, and nothing is written over: choose another name")
+    if given.data.is_dir() and run_folder(given).resolve().is_relative_to(given.data.resolve()):
+        raise ValueError(
+            f"the run's folder {run_folder(given)} lies in the data, where its samples would be trained on: "
+            "choose another place by --run or --out"
+        )
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     data = store.load(given.data)
     for problem in data.problems:
         log.warning("%s", problem)

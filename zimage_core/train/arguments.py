@@ -36,7 +36,10 @@ def parser(about: str) -> argparse.ArgumentParser:
     one.add_argument(
         "--adapter", type=Path, help="training adapter of Turbo, under the model while it trains"
     )
-    one.add_argument("--names", choices=lora.WRITTEN, default="comfyui", help="whose names the file has")
+    one.add_argument(
+        "--names", choices=lora.WRITTEN, default="comfyui",
+        help="whose names the file has; every ComfyUI reads comfyui, older ones nothing else",
+    )  # fmt: skip
     one.add_argument("--vram", help='stream the weights through so much of the card, such as "6GB"')
     all_of_it = commands.add_parser(
         "full", help="train the transformer itself", argument_default=argparse.SUPPRESS

@@ -202,7 +202,7 @@ def values_of(model: S3DiT, settings: Settings) -> int:
 def tensors(
     changes: Mapping[str, Change], names: str = "comfyui", dtype: torch.dtype = torch.bfloat16
 ) -> dict:
-    """What a file holds. names: a key of WRITTEN; diffusers finds alpha in the metadata."""
+    """What a file holds. names: a key of WRITTEN."""
     out: dict[str, Tensor] = {}
     for path, change in changes.items():
         for layer, parts in WRITTEN[names](path, change):
@@ -246,7 +246,8 @@ def _diffusers(path: str, change: Change) -> Iterator[tuple[str, dict[str, Tenso
     if not isinstance(change, Lora):
         raise ValueError(LORA_ALONE)
     for layer, parts in _apart(path, change):
-        yield f"transformer.{layer}", {PEFT[part]: value for part, value in parts.items()}
+        up = parts["lora_up.weight"] * change.scale  # alpha is in it: few readers look into the metadata
+        yield f"transformer.{layer}", {PEFT[p]: v for p, v in {**parts, "lora_up.weight": up}.items()}
 
 
 def _kohya(path: str, change: Change) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -273,7 +274,7 @@ def write(
     if names == "diffusers":
         first = next(iter(changes.values()))
         layers = sorted({name.removeprefix("transformer.").rpartition(".lora_")[0] for name in found})
-        settings = {"r": first.rank, "lora_alpha": first.alpha, "target_modules": layers}
+        settings = {"r": first.rank, "lora_alpha": first.rank, "target_modules": layers}
         metadata = {**metadata, ADAPTER: json.dumps({f"transformer.{k}": v for k, v in settings.items()})}
     with new_file(path) as partial:
         save_file(found, partial, {"format": "pt", **metadata})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -354,8 +353,8 @@ def _repeats(value: Any) -> int:
 
 
 def _weight(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"expected a number from 0 up as weight, found {value!r:.40}")
+    if type(value) not in (int, float) or not 0 <= value <= MAX_REPEATS:  # which NaN is not
+        raise ValueError(f"expected a number from 0 to {MAX_REPEATS:,} as weight, found {value!r:.40}")
     return float(value)
 
 
