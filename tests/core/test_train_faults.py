@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests.core.random_models import random_s3dit
 from zimage_core import S3DiTConfig
-from zimage_core.train import lora
+from zimage_core.train import lora, shards
 from zimage_core.train import run as runs
 from zimage_core.train import state as states
 from zimage_core.train.__main__ import main
@@ -24,6 +24,7 @@ from zimage_core.train.arguments import captions_in
 from zimage_core.train.batch import Batches, Example
 from zimage_core.train.data import store
 from zimage_core.train.data.records import PictureRecord
+from zimage_core.train.distributed import Processes
 from zimage_core.train.flow import Noise
 from zimage_core.train.frozen import from_checkpoint
 from zimage_core.train.parts import base_of
@@ -301,3 +302,15 @@ def test_a_weight_that_would_fill_the_memory_is_left_out(tmp_path):
     data = store.load(tmp_path / "list.jsonl")
     assert [picture.weight for picture in data.pictures] == [2.0]
     assert sum("from 0 to 10,000 as weight" in line for line in data.problems) == 2
+
+
+@pytest.mark.parametrize("ending", ["*.distcp", ".metadata", "facts.json"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_state_of_several_processes_is_named(tmp_path, ending):
+    alone, weights = Processes(shards=True), {"a": torch.ones(300)}
+    path = shards.save(tmp_path, states.State(4, 0.0, weights, {}, []), alone)
+    assert torch.equal(shards.load(tmp_path, weights, alone).weights["a"], weights["a"])
+    (file,) = path.glob(ending)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match="step-00000004 cannot be read .*delete that folder"):
+        shards.load(tmp_path, weights, alone)

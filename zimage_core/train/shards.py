@@ -80,10 +80,20 @@ def read(path: Path, parameters: Mapping[str, Tensor], group: Processes) -> Stat
 
 
 def load(folder: Path, parameters: Mapping[str, Tensor], group: Processes) -> State | None:
-    """The latest state, of this or another number of processes; None where there is none."""
+    """The latest state, of this or another number of processes; None where there is none.
+
+    Raises ValueError where it is damaged: processes would not agree by themselves on another one.
+    """
     found, one = folders(folder), states.files(folder)
     if found and (not one or found[0].name > one[0].stem):
-        return read(found[0], parameters, group)
+        try:
+            return read(found[0], parameters, group)
+        except (Exception, _failed()) as error:  # damage shows as errors of nearly every kind
+            first = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            raise ValueError(
+                f"the state {found[0]} cannot be read ({first}): delete that folder to go on from the one "
+                "before it"
+            ) from error
     state = states.load(folder)
     if state is None:
         return None
@@ -94,6 +104,12 @@ def load(folder: Path, parameters: Mapping[str, Tensor], group: Processes) -> St
         {name: _as(value, parameters.get(name)) for name, value in state.average.items()},
         [_moments(moments, parameters) for moments in state.moments],
     )
+
+
+def _failed() -> type[BaseException]:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    return CheckpointException
 
 
 def _moments(moments: Mapping, parameters: Mapping[str, Tensor]) -> dict:
