@@ -23,10 +23,13 @@ function clock(seconds) {
   return (parts[0] ? parts : parts.slice(1)).map((part) => String(part).padStart(2, "0")).join(":");
 }
 
-function words({ stage, done, total, step, steps, smooth, left }) {
+function words({ stage, done, total, step, steps, smooth, left, begun }) {
   if (stage) return `${say(`training_${stage}`)} ${done} / ${total}`;
   if (!step) return null;
-  return `${step} / ${steps} · ${say("training_loss")} ${smooth.toPrecision(3)} · ${clock(left)}`;
+  const said = [`${say("training_step")} ${step} / ${steps}`, `${say("training_loss")} ${smooth.toPrecision(3)}`];
+  if (step < steps) said.push(`${say("training_left")} ${clock(left)}`);
+  if (begun) said.push(`${say("training_begun")} ${begun}`);
+  return said.join(" · ");
 }
 
 /** Points of [step, loss] on the drawing, its height from the lowest to the highest loss. */
@@ -57,10 +60,11 @@ function panel() {
   return {
     box,
     show(detail) {
+      if (detail.cancelled) text.textContent = `${say("training_cancelled")} ${text.textContent}`;
       text.textContent = words(detail) ?? text.textContent;
       if (detail.curve?.length > 1) curve.setAttribute("points", line(detail.curve));
       const addresses = (detail.samples ?? []).map((picture) => api.apiURL(`/view?${new URLSearchParams(picture)}`));
-      if (addresses.join() === shown) return;
+      if (!detail.samples || addresses.join() === shown) return;
       shown = addresses.join();
       row.replaceChildren(
         ...addresses.map((src) => {
@@ -85,6 +89,7 @@ function addPanel(node) {
   });
   widget.serialize = false; // it has no value that a workflow would keep
   return (detail) => {
+    if (detail.cancelled && !height) return; // before the panel had anything to say
     show(detail);
     if (height) return;
     height = HEIGHT;
@@ -99,6 +104,9 @@ app.registerExtension({
   name: "ComfyUI-ZImage.Training",
   setup() {
     api.addEventListener(EVENT, ({ detail }) => nodeAt(detail.node)?.zimageTraining?.(detail));
+    api.addEventListener("execution_interrupted", ({ detail }) => {
+      nodeAt(detail.node_id)?.zimageTraining?.({ cancelled: true });
+    });
   },
   nodeCreated(node) {
     if (node.comfyClass !== TYPE) return;

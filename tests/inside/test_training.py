@@ -320,7 +320,7 @@ def test_another_model_or_data_under_a_name_is_an_error(small, places) -> None:
         trained(small, Seen(stop=2))
     state = random_s3dit(TINY, SEED).state_dict()
     other = with_lora(small[0], write(state, DIALECTS["ai-toolkit"], SEED, size=0.1))
-    with pytest.raises(ValueError, match="the run mine was begun with base "):
+    with pytest.raises(ValueError, match="the run mine was begun with another base model"):
         trained(small, model=other)
     trained(small, model=other, name="other")
 
@@ -338,7 +338,7 @@ def test_an_adapter_is_under_the_model_while_it_trains_and_not_in_the_lora(small
     assert torch.equal(first[0], second[0])  # samples are those of the model as it is used
 
 
-def test_data_is_named_by_the_list_and_stays_in_its_folder(places) -> None:
+def test_data_is_named_by_the_list_and_stays_in_its_folder(places, alone) -> None:
     source = places / "input" / "cats" / "two"
     shutil.copytree(folders.EXAMPLE, source)
     rows = [{"image_path": path} for path in ("two/01.png", str(folders.EXAMPLE / "02.png"))]
@@ -400,6 +400,7 @@ def test_the_two_nodes(small, places, alone) -> None:
         data, sheet, report = training_data.ZImageTrainingData.execute("input/sloths", True).args
         assert sheet.ndim == 4 and sheet.shape[-1] == 3
         assert "twin.png" in report and "10 pictures, 1 left out" in report
+        assert "11 small" in report and "02.png: small" not in report  # said once, not by picture
         everything = training_data.ZImageTrainingData.execute("input/sloths", False).args[0]
         assert len(everything.data.pictures) == 11 and len(data.data.pictures) == 10
         done = train_lora.ZImageTrainLora.execute(*small, data, **settings_of_node())
@@ -523,3 +524,24 @@ def test_files_count_alike_in_all_loaders_of_their_names(tmp_path, names, settin
                 name = key.removeprefix("diffusion_model.")
                 made = comfy.lora.calculate_weight(patches, state[name].clone(), key)
                 assert relative(made, wanted[name]) <= SAME
+
+
+def test_a_bad_picture_is_named_once_and_without_the_place_of_its_folder(places, alone) -> None:
+    folder = places / "input" / "mine"
+    shutil.copytree(folders.EXAMPLE, folder)
+    (folder / "02.png").write_bytes((folder / "02.png").read_bytes()[:300])
+    (folder / "03.txt").unlink()
+    report = training_data.ZImageTrainingData.execute("input/mine", False).args[2]
+    assert report.count("02.png") == 1 and "- 03.png has no caption: 03.txt is missing" in report
+    assert str(places) not in report
+
+
+def test_a_run_with_other_pictures_says_so(small, places, alone) -> None:
+    shutil.copytree(folders.EXAMPLE, places / "input" / "sloths")
+    with torch.inference_mode():
+        data = training_data.ZImageTrainingData.execute("input/sloths", False).args[0]
+        train_lora.ZImageTrainLora.execute(*small, data, **settings_of_node())
+        (places / "input" / "sloths" / "01.txt").write_text("something else")
+        data = training_data.ZImageTrainingData.execute("input/sloths", False).args[0]
+        with pytest.raises(ValueError, match="begun with other pictures or captions: .* another name"):
+            train_lora.ZImageTrainLora.execute(*small, data, **settings_of_node())

@@ -1,5 +1,7 @@
 """The training node shows its curve, its samples and what it says, while it runs and afterwards."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -37,3 +39,21 @@ def test_curve_and_samples_are_on_the_node(open_page, nodes_2):
     kept = next(node for node in comfy.graph()["nodes"] if node["id"] == train)["widgets_values"]
     saved = next(node for node in workflow["nodes"] if node["id"] == train)["widgets_values"]
     assert kept[: len(saved)] == saved  # some pages append the text that they show under a node
+
+
+def test_cancel_and_what_goes_on_are_said_on_the_node(open_page, server):
+    workflow = graphs.short_form(NAME)
+    for number, value in ((0, "page cancelled"), (2, 5000)):
+        graphs.set_widget(workflow, "ZImageTrainLora", number, value)
+    comfy = open_page()
+    comfy.load(workflow)
+    panel = comfy.page.get_by_test_id("zimage-training")
+    comfy.run()
+    expect(panel).to_contain_text(re.compile(r"step \d+ / 5000 . loss .* time left"))
+    assert "went on" not in panel.inner_text()
+    server.interrupt()
+    expect(panel).to_contain_text("Cancelled; Run goes on from here: step ")
+    comfy.run()
+    expect(panel).to_contain_text(re.compile(r"went on from step [1-9]"))
+    server.interrupt()
+    expect(panel).to_contain_text("Cancelled")

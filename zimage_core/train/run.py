@@ -38,6 +38,10 @@ from .trainer import Progress, fit, trained
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = {"plan.steps", "plan.save_seconds", "plan.save_steps", "sample_prompts", "sample_every"}
+HASHED = {  # what differs, where values would say nothing
+    "data": "other pictures or captions",
+    "base": "another base model, or other LoRAs on it",
+}
 LONGEST = 512  # tokens of a caption, as the reference cuts them
 PRIOR_AT_ONCE = 4  # pictures of the model's own that are made together
 
@@ -156,10 +160,12 @@ class PictureRun:
             before = _read(path)
             for name in sorted({*before, *now} - MAY_CHANGE):
                 if before.get(name) != now.get(name):
+                    what = HASHED.get(name) or (
+                        f"{name} {_short(before.get(name))}, now it is {_short(now.get(name))}"
+                    )
                     raise ValueError(
-                        f"the run {self.folder.name} was begun with {name} {before.get(name)!r}, now it is "
-                        f"{now.get(name)!r}: give this one another name, or delete {self.folder.name} to "
-                        "begin again"
+                        f"the run {self.folder.name} was begun with {what}: set it back to go on, give this "
+                        f"run another name, or delete the folder {self.folder} to begin again"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")  # a full disk or a kill leaves what is there
@@ -353,6 +359,11 @@ def _read(path: Path) -> dict[str, Any]:
             "to go on with these, or give this run another name"
         )
     return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:

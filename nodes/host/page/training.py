@@ -32,6 +32,7 @@ class Live(Watch):
     def __init__(self, node_id: str | None, folder: RunFolder, prompts: tuple[str, ...], steps: int) -> None:
         self.node_id, self.folder, self.prompts = node_id, folder, prompts
         self.bar, self.last, self.points = comfy.utils.ProgressBar(steps), 0.0, _logged(folder.path)
+        self.begun: int | None = None  # the step that this run went on from, known at its first
 
     def stage(self, name: str, done: int, total: int) -> None:
         management.throw_exception_if_processing_interrupted()
@@ -40,10 +41,12 @@ class Live(Watch):
     def step(self, progress: Any) -> None:
         while self.points and self.points[-1][0] >= progress.step:  # of a run that broke off later
             self.points.pop()
+        if self.begun is None:
+            self.begun = progress.step - 1
         self.points.append((progress.step, progress.smooth))
         self.bar.update_absolute(progress.step, progress.steps)
         said = {name: getattr(progress, name) for name in ("step", "steps", "smooth", "left")}
-        self._send(said, at_once=progress.step == progress.steps)
+        self._send({**said, "begun": self.begun}, at_once=progress.step == progress.steps)
         management.throw_exception_if_processing_interrupted()
 
     def sample(self, step: int, prompt: str, pixels: Tensor) -> None:
@@ -105,7 +108,7 @@ def sample_sheet(folder: RunFolder, prompts: tuple[str, ...]) -> Tensor:
     if not steps or not prompts:
         return torch.ones(1, 64, 64, 3)
     shown = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(len(steps), MOST_SHOWN))})
-    when = ", ".join(str(step) if step else "before" for step in shown)
+    when = ", ".join(f"step {step}" if step else "before" for step in shown)
     rows = [_batch([found[step][number] for step in shown]) for number in range(len(prompts))]
     return sheet(rows, [f"{when}: {prompt}" for prompt in prompts], 1)
 

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from ....zimage_core.train.data.inspection import ALL_KINDS, UNREADABLE, Plan, inspect
+from ....zimage_core.train.data.profile import Thresholds
 from ....zimage_core.train.data.report import Report, contact_sheet
 from ....zimage_core.train.data.store import DataError, DataSet
 from .data_folders import TrainingData
 
 MOST_LINES = 20  # of findings, and of problems
 SIZES_NAMED = 6
+NAMED = 3  # small pictures
 ONLY_NAMED = frozenset({"small"})  # how large pictures must be is up to the resolution
 FEW = 8  # pictures, of which a LoRA learns well
 
@@ -57,18 +59,33 @@ def _text(data: TrainingData, report: Report) -> str:
     missing = sum(not picture.captions for picture in pictures)
     said.append(f"Captions: {len(pictures) - missing} of {len(pictures)} pictures have one.")
     if missing:
-        said.append("Those without are trained with the trigger alone: write a .txt file beside each.")
+        said.append(
+            "One without a caption learns from the trigger alone, and from no words where there is no "
+            "trigger: write a .txt file beside each."
+        )
     if len(pictures) < FEW:
         said.append(f"{FEW} pictures and more are better: of few, a LoRA learns the pictures themselves.")
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items())
-    said.append(f"Looked for: {'; '.join(report.ran)}. Found: {counts or 'nothing'}.")
+    said.append(f"Found: {counts or 'no faults and no copies'}.")
     said += [f"Not looked for: {line}" for line in report.missing]
+    small = [Path(f.path).name for f in report.found if f.kind in ONLY_NAMED]
+    if small:
+        listed = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
+        said.append(
+            f"Small are those with a side below {Thresholds().side} pixels ({listed}): good enough for a "
+            "resolution as small as they are."
+        )
     findings = [
         f"- {Path(f.path).name}: {f.kind}, {f.reason}".replace(f"{Path(f.path).parent}{os.sep}", "")
         + (" (left out)" if f.drops else "")
-        for f in sorted(report.found, key=lambda found: found.kind in ONLY_NAMED)
+        for f in report.found
+        if f.kind not in ONLY_NAMED
     ]
-    return "\n".join([*said, *_first(findings), *_first([f"- {line}" for line in report.problems])])
+    unread = {f.path for f in report.found if f.kind == UNREADABLE}  # named above
+    problems = [line for line in report.problems if line.partition(": ")[0] not in unread]
+    inside = os.path.commonpath([record.path.parent for record in data.data.records]) + os.sep
+    named = [f"- {line.replace(inside, '')}" for line in problems]
+    return "\n".join([*said, *_first(findings), *_first(named)])
 
 
 def _first(lines: list[str]) -> list[str]:

@@ -61,7 +61,11 @@ class Wanted:
         if self.preset not in PRESETS:
             raise RunError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}.")
         if self.resolution % MULTIPLE:
-            raise RunError(f"resolution is {self.resolution}, expected a multiple of {MULTIPLE} pixels.")
+            near = self.resolution // MULTIPLE * MULTIPLE
+            raise RunError(
+                f"resolution is {self.resolution}, expected a multiple of {MULTIPLE} pixels, such as "
+                f"{near or MULTIPLE} or {near + MULTIPLE}."
+            )
         preset = PRESETS[self.preset]
         plan = Plan(
             steps=self.steps or steps_for(self.preset, pictures),
