@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,35 +17,8 @@ from zimage_core.train import state as states
 from zimage_core.train.distributed import Processes
 from zimage_core.train.trainer import LOG
 
-ROOT = Path(__file__).resolve().parents[2]
 CLOSE = 1e-6
-
-
-def start(folder: Path, *jobs: str) -> list[subprocess.Popen]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "tests.core.together", str(folder), *jobs]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **together, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-
-
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    try:
-        said = [process.communicate(timeout=300)[1] for process in processes]
-        return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
+JOBS = "tests.core.together"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +26,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int
     """Where two processes did their jobs, and how each ended."""
     made = tmp_path_factory.mktemp("together")
     train(ALL, Processes(), made / "begun by one", stop_at=2)
-    found = ended(start(made, "equal", "full_run", "stopped", "fails"))
+    found = ended(start(2, JOBS, str(made), "equal", "full_run", "stopped", "fails"))
     done = {f"{job} {rank}" for job in ("equal", "full_run", "stopped") for rank in range(2)}
     assert done <= {path.name for path in made.iterdir()}, found
     return made, found
