@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.core.processes import ended, start
 from tests.core.random_models import random_s3dit, relative
 from tests.core.together import ALL, CONFIG, KINDS, PLAN, SEED, full_run, train
 from zimage_core.train import shards
