@@ -5,11 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from .host.loading import lora as files
+from .host.page.errors import bare_names
 from .host.page.progress import show_text
 from .host.page.schema import schema
-from .host.page.training import Live, sample_sheet, shown_of
 from .host.training.run_folder import RunError, RunFolder
-from .host.training.train import Wanted, train
 from .train_lora_inputs import NONE, inputs
 from .training_data import CATEGORY
 
@@ -70,6 +69,10 @@ class ZImageTrainLora(io.ComfyNode):
         run_seed: int,
         adapter: str,
     ) -> io.NodeOutput:
+        from .host.page.training import Live, sample_sheet, shown_of  # take long to import
+        from .host.training.train import Wanted, train
+
+        bare_names()
         folder, prompts = RunFolder(name), _lines(sample_prompts)
         if len(prompts) > MOST_PROMPTS:
             raise RunError(f"{len(prompts)} sample prompts: expected at most {MOST_PROMPTS} lines.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from .host.page.errors import bare_names
 from .host.page.progress import show_text
 from .host.page.schema import schema
 from .host.training.data_folders import choices, load, state_of
-from .host.training.look import looked_at
 
 DATA = io.Custom("ZIMAGE_TRAINING_DATA")
 CATEGORY = "Z-Image/training"
@@ -63,6 +63,9 @@ class ZImageTrainingData(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, leave_out: bool = False) -> io.NodeOutput:
+        from .host.training.look import looked_at  # what only training needs takes long to import
+
+        bare_names()
         data, sheet, text = looked_at(load(folder), leave_out)
         show_text(cls.hidden.unique_id, text)
         shown = ui.PreviewImage(sheet, cls=cls).as_dict() | ui.PreviewText(text).as_dict()

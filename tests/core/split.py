@@ -29,7 +29,7 @@ from zimage_core.model.sequence import Captions
 
 SEED = 5
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
-VRAM = "160MB"  # in which the picture of `picture` is decoded in tiles
+VRAM = "145MB"  # in which the picture of `picture` is decoded in tiles
 BASE = S3DiTConfig(dim=160, n_layers=2, n_refiner_layers=2, n_heads=5, cap_feat_dim=32, axes_dims=(8, 12, 12))
 GROUPED = dataclasses.replace(BASE, dim=192, n_heads=6, n_kv_heads=2)
 OMNI = dataclasses.replace(BASE, siglip_feat_dim=48)

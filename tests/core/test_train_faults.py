@@ -99,7 +99,7 @@ def test_a_failed_write_leaves_the_settings_as_they_were(tmp_path, picture, monk
 
 def test_another_transformer_is_another_run(tmp_path, picture):
     begun(picture, tmp_path / "run").train(stop_at=1)
-    with pytest.raises(ValueError, match="was begun with base"):
+    with pytest.raises(ValueError, match="was begun with another base model"):
         begun(picture, tmp_path / "run", seed=1)
 
 

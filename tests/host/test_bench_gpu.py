@@ -13,9 +13,10 @@ import pytest
 
 from bench import carried, nano_on_card
 from bench.scale import TINY
+from bench.training_on_card import FORMS
 
 FORWARDS = ("ours", "ours again", "ours, nothing kept", "native", "diffusers", "limit")
-LINEARS, COPIES, TEXTS, CAPPED, STREAMED = 4, 3, 6, 4, 5
+LINEARS, COPIES, TEXTS, CAPPED, STREAMED, COMPARED = 4, 3, 6, 4, 5, 3
 
 
 def rows(folder: Path, json_path: Path, *options: str) -> list[dict]:
@@ -49,9 +50,11 @@ def test_every_row_has_a_value(packed, tmp_path) -> None:
     per_size = len(TINY.kernels) + 2 * len(FORWARDS) - 1
     count = 1 + LINEARS + COPIES + per_size * len(TINY.sizes) + TEXTS
     count += CAPPED * len(TINY.caps) + 1 + STREAMED * len(TINY.caps)
+    count += (COMPARED + 2 * len(FORMS)) * len(TINY.sizes[:2])
     assert len(found) == count + len(nano_on_card.BARS)
     assert len({fact["name"] for fact in found}) == len(found)
-    measured, nano = found[:count], found[count:]
+    nano = [fact for fact in found if any(fact["name"].endswith(name) for name in nano_on_card.BARS)]
+    measured = [fact for fact in found if fact not in nano]
     assert all(fact["value"] is not None and math.isfinite(fact["value"]) for fact in measured), measured
     assert all(fact["value"] is None and fact["holds"] is None for fact in nano)  # it is not packed
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-PER_PIXEL = 8  # of decoding: times the width at full size and the size of the type, in bytes
+PER_PIXEL = 7  # of decoding: times the width at full size and the size of the type, in bytes
 SMALLEST, STEP = 32, 8  # cells of a tile's side
 OVERLAP = 4  # a tile shares this part of its side with the next
 
