@@ -125,7 +125,8 @@ class Step:
         self.task.loss(self.model, batch, torch.Generator()).backward()
 
     def advance(self) -> None:
-        self.run.advance(nn.utils.clip_grad_norm_(self.run.parameters.values(), self.run.plan.clip))
+        nn.utils.clip_grad_norm_(self.run.parameters.values(), self.run.plan.clip)
+        self.run.advance()
 
 
 def case_rows(config: S3DiTConfig, form: str, vram: str | None, pixels: int) -> Iterator[dict]:

@@ -67,11 +67,10 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """latents: [B,C,h,w]; captions: one for each. weights: [B] or [B,1,h,w], how much each counts."""
+    """latents: [B,C,h,w]; captions: one for each."""
 
     latents: Tensor
     captions: Captions
-    weights: Tensor | None = None
 
 
 class Batches:
@@ -149,12 +148,4 @@ def together(a: Batch, b: Batch) -> list[Batch]:
     """Two batches as one where their pictures are of one size, else both."""
     if a.latents.shape[1:] != b.latents.shape[1:]:
         return [a, b]
-    weights = None
-    if a.weights is not None or b.weights is not None:
-        weights = torch.cat([_weights(a), _weights(b)])
-    captions = Captions.joined([a.captions, b.captions])
-    return [Batch(torch.cat((a.latents, b.latents)), captions, weights)]
-
-
-def _weights(batch: Batch) -> Tensor:
-    return torch.ones(len(batch.latents)) if batch.weights is None else batch.weights
+    return [Batch(torch.cat((a.latents, b.latents)), Captions.joined([a.captions, b.captions]))]

@@ -29,7 +29,6 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.made = 0  # that were not there
 
     def of(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of this name, made where it is not there or cannot be read."""
@@ -40,7 +39,6 @@ class Cache:
             except (SafetensorError, OSError, KeyError):
                 path.unlink(missing_ok=True)
         value = make().detach().cpu().contiguous()
-        self.made += 1
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part")
         try:

@@ -81,9 +81,8 @@ def noised(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> tuple[Te
 
 
 def velocity_error(predicted: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error in float32. weights: [B] or [B,1,h,w], how much each sample or cell counts."""
+    """Mean squared error in float32. weights: [B], how much each sample counts."""
     error = (predicted.float() - wanted.float()).square()
     if weights is None:
         return error.mean()
-    weights = weights.to(error)
-    return (error * (weights.view(-1, 1, 1, 1) if weights.ndim == 1 else weights)).mean()
+    return (error * weights.to(error).view(-1, 1, 1, 1)).mean()

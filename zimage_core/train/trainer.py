@@ -135,7 +135,7 @@ class Run:
             states.save(self.folder, state)
         self.saved = self.step
 
-    def advance(self, gradient: Tensor) -> None:
+    def advance(self) -> None:
         """One step of the optimisers and of the average."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -217,7 +217,7 @@ def fit(
                     "the learning rate, or train in bf16 where it was fp16; what was saved before is kept."
                 )
             consistent = False
-            run.advance(gradient)
+            run.advance()
             consistent = True
             done = run.note(loss, norm, started)
             if run.step % 25 == 0 or run.step == end:

@@ -334,16 +334,3 @@ def edit_loss(
         return References.of(prompt, [reference.to(dtype)], segments, None if blind else [seen.to(dtype)])
 
     return velocity_loss(text_encoder, noisy, sigma, wanted, weights, ids, mask, model, condition)
-
-
-@torch.no_grad()
-def sample(model: S3DiT, context: Tensor, mask: Tensor, sigmas: Sequence[float], noise: Tensor) -> Tensor:
-    """Euler steps down the grid from noise [B,16,h,w] -> scaled latents."""
-    x = noise
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = (
-            x
-            + (following - sigma)
-            * model(x, torch.full((len(x),), sigma), context, attention_mask=mask).float()
-        )
-    return x

@@ -45,8 +45,6 @@ class Velocity:
         sigma = self.noise.draw(count, latents[0, 0].numel() // model.config.patch_size**2, generator)
         noisy, wanted = noised(latents, sigma, generator)
         weights = self.noise.weights(sigma)
-        if batch.weights is not None:
-            weights = weights.view(-1, *[1] * (batch.weights.ndim - 1)) * batch.weights
         own = self.group.rows(count)
         share = (own.stop - own.start) / count
         if not share:  # there are fewer samples than processes: what all do together is done by all
