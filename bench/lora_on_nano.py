@@ -30,6 +30,7 @@ from zimage_core.train.samples import Sampling, draw
 NEW = {"1f9a5": "sloth", "1f3b7": "saxophone", "1f6f9": "skateboard"}  # code point: name
 STEPS, BATCH, RANK = 240, 8, 8
 STYLE_STEPS, STYLE_RANK = 120, 4
+MOST_LOST = 2  # points of the known things
 PICTURES = 12
 AT_ONCE = 16
 
@@ -176,7 +177,7 @@ def thing_rows(work: Path, known: Judge, number: int) -> list[dict]:
     return [
         row(f"{name}: nearest in held-out phrasings", learned, "share", ">= 0.9", about),
         row(f"{name}: known things before", before, "share", None, f"{len(known.known)} things"),
-        row(f"{name}: known things lose", 100 * (before - after), "points", "<= 2", "by the LoRA"),
+        row(f"{name}: known things lose", 100 * (before - after), "points", f"<= {MOST_LOST}", "by the LoRA"),
     ]
 
 
@@ -195,7 +196,10 @@ def style_rows(work: Path, known: Judge) -> list[dict]:
 
     found = [nearer(*three) for three in zip(styled, goal, plain, strict=True)]
     drawings = styled_drawings(known.drawings)
-    shown = [nearest_concept(image, drawings) == at for image, at in zip(styled, held_out, strict=True)]
+    shown, could = (
+        share([nearest_concept(image, drawings) == at for image, at in zip(images, held_out, strict=True)])
+        for images in (styled, goal)  # without colours some things look alike
+    )
     about = (
         f"{len(held_out)} things not shown in it; {STYLE_STEPS} steps, rank {STYLE_RANK}, no prior pictures"
     )
@@ -203,10 +207,10 @@ def style_rows(work: Path, known: Judge) -> list[dict]:
         row("style: nearer to it than to the plain picture", share(found), "share", ">= 0.9", about),
         row(
             "style: shows the thing that was asked for",
-            share(shown),
+            shown,
             "share",
-            ">= 0.98",
-            "drawings in the style",
+            f">= {could - MOST_LOST / 100:.3f}",
+            f"plain pictures put into the style: {could:.3f}",
         ),
     ]
 

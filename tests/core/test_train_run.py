@@ -95,7 +95,8 @@ def same(a, b) -> bool:
 def test_a_run_shows_what_it_does_and_a_stopped_one_ends_alike(tmp_path, pictures, made):
     data, seen = store.load(pictures), Seen()
     whole = LoraRun(fresh(made), data.pictures, SETTINGS, tmp_path / "whole").train(seen)
-    assert seen.stages == {"pictures": (3, 3), "prior": (2, 2)} and seen.steps == [1, 2, 3, 4]
+    assert seen.stages == {"captions": (3, 3), "pictures": (3, 3), "prior": (2, 2)}
+    assert seen.steps == [1, 2, 3, 4]
     assert [(step, prompt) for step, prompt, _ in seen.samples] == [(2, "a fox"), (4, "a fox")]
     for *_, pixels in seen.samples:
         assert pixels.shape == (3, 64, 64) and 0 <= float(pixels.min()) < float(pixels.max()) <= 1
@@ -133,6 +134,58 @@ def test_encoders_work_once_for_each_picture_and_text(tmp_path, pictures, made):
     assert calls == {"picture": 3, "text": 3 + 2 + 1 + 1}  # captions, prior, sample, the empty one
     run()
     assert calls == {"picture": 3, "text": 7}
+
+
+def test_encoders_are_done_when_the_model_comes_to_the_card(tmp_path, pictures, made):
+    """The text encoder is larger than the transformer in fp8: a card need not hold both."""
+    order = []
+
+    def noted(name, function):
+        def call(*given):
+            order.append(name)
+            return function(*given)
+
+        return call
+
+    watched = fresh(made)
+    watched.model.register_forward_pre_hook(noted("model", lambda *given: None))
+    watched = dataclasses.replace(
+        watched,
+        encode=noted("picture", made.encode),
+        features=noted("text", made.features),
+        place=noted("place", watched.place),
+    )
+    LoraRun(watched, store.load(pictures).pictures, SETTINGS, tmp_path).train()
+    turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
+    assert turns == ["text", "picture", "place", "model"]
+
+
+@pytest.mark.parametrize("vram", [None, "1GB"])
+def test_an_encoder_works_on_the_device_and_then_leaves_it(vram, made, monkeypatch):
+    """With what may be used of a card, and without."""
+    found, _ = parts.from_files(parts.files_in(NANO), vram=vram)
+    encoders = found.encode.__self__
+    moved = []
+    pixels = torch.zeros(1, 3, 32, 32)
+    before = found.features("a fox"), found.encode(pixels)
+    for network in encoders.networks.values():
+        monkeypatch.setattr(network, "to", lambda place, network=network: moved.append(str(place)) or network)
+    again = found.features("a fox"), found.encode(pixels)
+    assert all(torch.equal(*both) for both in zip(before, again, strict=True))
+    assert moved == ([] if vram else ["cpu", "cpu"])
+    found.place()
+    moved.clear()
+    assert torch.equal(found.features("a fox"), before[0])
+    assert moved == ["cpu", "cpu"]  # to the device, which is the CPU here, and back
+
+
+def test_a_caption_is_cut_where_the_reference_cuts_it(tmp_path, pictures, made, caplog):
+    """What a token is depends on those before it alone: the features are those of the shorter text."""
+    run = LoraRun(fresh(made), store.load(pictures).pictures, SETTINGS, tmp_path)
+    long = "a fox beside a red car " * 200
+    assert len(made.features(long)) > 512
+    assert torch.equal(run.features(long), made.features(long)[:512])
+    assert "cut at 512 tokens" in caplog.text
 
 
 def test_other_settings_need_another_name(tmp_path, pictures, made):

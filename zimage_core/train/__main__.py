@@ -18,7 +18,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..acceleration.small_card import size_of
 from ..weights import WeightsError
 from . import distributed, full, lora, parts
 from .arguments import files_of, full_settings, lora_settings, parser
@@ -42,14 +41,12 @@ TURBO = "this is Turbo: trained on plain noise it unlearns to draw in few steps.
 
 def train_lora(given: argparse.Namespace, group: Processes) -> None:
     data, files, run = begun(given), files_of(given), run_folder(given)
-    streams = hasattr(given, "vram")
-    if streams:
-        size_of(given.vram)
-    made, variant = parts.from_files(files, group.device, streams=streams)
+    vram = getattr(given, "vram", None)
+    made, variant = parts.from_files(files, group.device, vram=vram)
     settings = lora_settings(given, made, variant, len(data.pictures))
-    if streams:
+    if vram is not None:
         needed = parts.bytes_of_step(made.model, settings.tokens, lora.values_of(made.model, settings.lora))
-        made.streaming = parts.streamed(made.model, given.vram, group.device, needed)
+        parts.stream(made, vram, group.device, needed)
     if variant == "Turbo" and not hasattr(given, "adapter") and made.model.config.full_size:
         log.warning("%s", NO_ADAPTER)
     said(data, settings, run)

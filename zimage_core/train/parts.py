@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..acceleration.small_card import FOR_LIBRARIES, resident_blocks, said, size_of
+from ..acceleration.small_card import FOR_LIBRARIES, SmallCard, resident_blocks, said, size_of
 from ..acceleration.streaming import RUN_STACKS, STEP_STACKS, Streaming, blocks_of, bytes_of, still
 from ..model.arithmetic import compute_dtype
-from ..model.autoencoder import AutoencoderKL
 from ..model.s3dit import S3DiT
-from ..model.text_encoder import Qwen3TextEncoder
-from ..prompt.template import load_tokenizer, tokenise
-from ..weights import load_autoencoder, load_text_encoder, load_transformer, read_transformer
+from ..weights import load_transformer, read_transformer
 from ..weights.checkpoint import Checkpoint
 from .cache import digest
+from .encoders import Encoders
 from .frozen import Stored, from_checkpoint
 from .run import Parts
 
@@ -64,58 +60,32 @@ def name_of(path: Path) -> str:
 
 
 def from_files(
-    files: Files, device: torch.device | str = "cpu", whole: bool = False, streams: bool = False
+    files: Files, device: torch.device | str = "cpu", whole: bool = False, vram: str | int | None = None
 ) -> tuple[Parts, str]:
     """The parts, and which variant the transformer is: Turbo, Base or omni.
 
     whole: the transformer's own layers, to be trained themselves, in bfloat16 or as they compute here.
-    streams: the transformer stays in the computer's memory, for `streamed`.
-    Encoders are read when the first picture or text needs them, and leave the device after each use.
+    vram: what may be used of the device; the transformer then stays in the computer's memory, for `stream`.
+    The transformer comes to the device by `place`, when the encoders leave it.
     """
     device = torch.device(device)
     checkpoint = read_transformer(files.transformer)
     if whole:
         dtype = compute_dtype(torch.bfloat16, device)
-        model = load_transformer(files.transformer, device, dtype)
+        model = load_transformer(files.transformer, "cpu", dtype)
     else:
-        computes = compute_dtype(checkpoint.dtype, device)
-        model = from_checkpoint(checkpoint, "cpu" if streams else device, computes)
-    encoders: dict[str, Callable] = {}
+        model = from_checkpoint(checkpoint, "cpu", compute_dtype(checkpoint.dtype, device))
+    encoders = Encoders(files, device, None if vram is None else SmallCard(vram, device))
 
-    def autoencoder() -> AutoencoderKL:
-        if "picture" not in encoders:
-            encoders["picture"] = load_autoencoder(files.autoencoder)
-        return encoders["picture"]
-
-    def language() -> tuple[Qwen3TextEncoder, object]:
-        if "text" not in encoders:
-            encoders["text"] = load_text_encoder(files.text_encoder), load_tokenizer(files.tokenizer)
-        return encoders["text"]
-
-    @torch.no_grad()
-    def encode(pixels: Tensor) -> Tensor:
-        network = autoencoder().to(device)
-        latents = network.to_model(network.encode(pixels.to(device, _computes(network))).mode())
-        network.to("cpu")
-        return latents
-
-    @torch.no_grad()
-    def decode(latents: Tensor) -> Tensor:
-        network = autoencoder().to(device)
-        pixels = network.decode(network.from_model(latents).to(_computes(network))).float()
-        network.to("cpu")
-        return (pixels / 2 + 0.5).clamp(0, 1)
-
-    @torch.no_grad()
-    def features(text: str) -> Tensor:
-        network, tokenizer = language()
-        network.to(device)
-        found = network(tokenise(tokenizer, [text], None).input_ids.to(device))[0]
-        network.to("cpu")
-        return found
+    def place() -> None:
+        encoders.leave()
+        if vram is None:
+            model.to(device)
 
     names = name_of(files.autoencoder), name_of(files.text_encoder)
-    return Parts(model, encode, features, decode, names, base=base_of(checkpoint)), checkpoint.variant
+    made = Parts(model, encoders.encode, encoders.features, encoders.decode, names, base=base_of(checkpoint))
+    made.place = place
+    return made, checkpoint.variant
 
 
 def base_of(checkpoint: Checkpoint) -> str:
@@ -123,11 +93,6 @@ def base_of(checkpoint: Checkpoint) -> str:
     some = {name: value.reshape(-1)[:COUNTED].contiguous() for name, value in checkpoint.tensors.items()}
     raw = {name: value.view(torch.uint8).numpy().tobytes() for name, value in some.items()}
     return digest(*(part for name in sorted(raw) for part in (name, raw[name])))
-
-
-def _computes(network: torch.nn.Module) -> torch.dtype:
-    like = next(network.parameters())
-    return compute_dtype(like.dtype, like.device)
 
 
 def bytes_of_step(model: S3DiT, tokens: int, trains: int) -> int:
@@ -143,15 +108,14 @@ def bytes_of_step(model: S3DiT, tokens: int, trains: int) -> int:
     return inputs * tokens * like.shape[-1] * like.element_size() + PER_TRAINED * trains + PER_MADE * made
 
 
-def streamed(
-    model: S3DiT, vram: str | int, device: torch.device | str = "cuda", activations: int = 0
-) -> Streaming:
-    """Weights come to the device block by block, as far as they do not fit into so much of it.
+def stream(made: Parts, vram: str | int, device: torch.device | str = "cuda", activations: int = 0) -> None:
+    """From `place` on, weights come block by block to a device of which so much may be used.
 
-    The model is in the computer's memory; what is not streamed is moved. activations: bytes for the rest,
-    see `bytes_of_step`. Raises ValueError where nothing is left for two blocks.
+    made: with the model in the computer's memory; what fits stays on the device. activations: bytes for the
+    rest, see `bytes_of_step`. Raises ValueError where nothing is left for two blocks.
     """
-    device, steps = torch.device(device), blocks_of(model, STEP_STACKS, still)
+    device, model, encoders_leave = torch.device(device), made.model, made.place
+    steps = blocks_of(model, STEP_STACKS, still)
     blocks = steps | blocks_of(model, RUN_STACKS, still)
     sizes = {key: bytes_of(weights) for key, weights in blocks.items()}
     rest = bytes_of(list(model.parameters())) - sum(sizes.values()) + activations
@@ -164,7 +128,12 @@ def streamed(
         )
     resident = resident_blocks({key: sizes[key] for key in steps}, room)
     away = {id(weight) for key in blocks.keys() - resident for weight in blocks[key]}
-    for weight in model.parameters():
-        if id(weight) not in away:
-            weight.data = weight.data.to(device)
-    return Streaming(model, device, resident, training=True)
+
+    def place() -> None:
+        encoders_leave()
+        for weight in model.parameters():
+            if id(weight) not in away:
+                weight.data = weight.data.to(device)
+        made.streaming = Streaming(model, device, resident, training=True)
+
+    made.place = place

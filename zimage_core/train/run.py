@@ -55,6 +55,7 @@ class Parts:
     features: a text -> what the text encoder makes of it, [L,width]. decode: scaled latents -> pixels
     [B,3,H,W] in [0,1]. names: of autoencoder and text encoder, as the caches shall know them.
     factor: pixels to a cell of the latent. base: a name of the transformer's weights.
+    place: called when texts and pictures are encoded: the model comes to the card, which encoders leave.
     """
 
     model: S3DiT
@@ -65,6 +66,7 @@ class Parts:
     factor: int = 8
     streaming: Streaming | None = None
     base: str = ""
+    place: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,14 @@ class PictureRun:
     def _fit(self, watch: Watch, stop_at: int | None) -> None:
         settings, model, group = self.settings, self.parts.model, self.group
         self._share_caches(watch)
-        examples, prior = self.examples(watch), self.prior(watch, self._hooks())
+        prompts = [(prompt, self.features(prompt)) for prompt in settings.sample_prompts]
+        *of_prior, _ = [self.features(text) for text in (*settings.prior, "")]  # "": for guidance, dropout
+        examples = self.examples(watch)
+        self.parts.place()
+        prior = self.prior(of_prior, watch, self._hooks())
         self.begin()
         hooks = self._hooks()
         task = Velocity(examples, prior, settings.noise, hooks, self.computes, group)
-        prompts = [(prompt, self.features(prompt)) for prompt in settings.sample_prompts]
 
         def after(progress: Progress) -> None:
             watch.step(progress)
@@ -213,13 +218,23 @@ class PictureRun:
         """Each process encodes its part of the pictures; then all read them."""
         if self.group.size == 1:
             return
-        own = self.pictures[self.group.rows(len(self.pictures))]
-        for done, picture in enumerate(own):
-            watch.stage("pictures", done, len(own))
-            self.latent(picture.path)
-            for text in self.captions(picture):
-                self.features(text)
+        self._encoded(self.pictures[self.group.rows(len(self.pictures))], watch)
         self.group.wait()
+
+    def _encoded(
+        self, pictures: Sequence[PictureRecord], watch: Watch
+    ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Latent and caption features of each; all captions first, so that encoders do not change places."""
+        captions, latents = [], []
+        for done, picture in enumerate(pictures):
+            watch.stage("captions", done, len(pictures))
+            captions.append(tuple(self.features(text) for text in self.captions(picture)))
+        watch.stage("captions", len(pictures), len(pictures))
+        for done, picture in enumerate(pictures):
+            watch.stage("pictures", done, len(pictures))
+            latents.append(self.latent(picture.path))
+        watch.stage("pictures", len(pictures), len(pictures))
+        return list(zip(latents, captions, strict=True))
 
     def _hooks(self) -> tuple[BlockHook, ...]:
         if not (self.settings.checkpointing or self.parts.streaming):
@@ -247,8 +262,11 @@ class PictureRun:
                 layer.on = True
 
     def features(self, text: str) -> Tensor:
-        """Of a text [L,width], kept on the disk."""
-        return self.cache.of(digest("text", self.parts.names[1], text), lambda: self.parts.features(text))
+        """Of a text [L,width], kept on the disk; what is behind the last token that counts is left out."""
+        found = self.cache.of(digest("text", self.parts.names[1], text), lambda: self.parts.features(text))
+        if (cut := len(found) - LONGEST) > 0:  # a token knows those before it alone: this is the shorter text
+            log.warning("caption cut at %d tokens, %d left out: %.60s...", LONGEST, cut, text)
+        return found[:LONGEST]
 
     def captions(self, picture: PictureRecord) -> tuple[str, ...]:
         """With the trigger, where they lack it as a word of its own; an empty one where there is none."""
@@ -262,13 +280,12 @@ class PictureRun:
         )
 
     def examples(self, watch: Watch) -> Batches:
-        settings, found = self.settings, []
-        for done, picture in enumerate(self.pictures):
-            watch.stage("pictures", done, len(self.pictures))
-            features = tuple(self.features(text) for text in self.captions(picture))
-            share = picture.repeats * picture.weight
-            found.append(Example(self.latent(picture.path), features, share))
-        watch.stage("pictures", len(self.pictures), len(self.pictures))
+        settings = self.settings
+        encoded = self._encoded(self.pictures, watch)
+        found = [
+            Example(*both, picture.repeats * picture.weight)
+            for picture, both in zip(self.pictures, encoded, strict=True)
+        ]
         empty = self.features("") if settings.caption_dropout else None
         count = max(1, settings.batch - self.settings.prior_count)
         return Batches(found, count, settings.plan.seed, settings.caption_dropout, empty)
@@ -287,13 +304,15 @@ class PictureRun:
 
         return self.cache.of(digest("picture", self.parts.names[0], str(pixels), content), make)
 
-    def prior(self, watch: Watch, hooks: Sequence[BlockHook]) -> Batches | None:
-        """Pictures that the model makes of itself before it trains; kept on the disk."""
+    def prior(self, features: Sequence[Tensor], watch: Watch, hooks: Sequence[BlockHook]) -> Batches | None:
+        """Pictures that the model makes of itself before it trains; kept on the disk.
+
+        features: of the settings' captions for them.
+        """
         settings = self.settings
         if not settings.prior or not settings.prior_share:
             return None
         side, total = settings.resolution // self.parts.factor, len(settings.prior)
-        features = [self.features(text) for text in settings.prior]
         facts = json.dumps(
             [dataclasses.asdict(settings.sampling), side, *self.parts.names, self.model_name()]
         )

@@ -118,7 +118,9 @@ def run(options: argparse.Namespace) -> int:
 
 def model_of(folder: Path) -> tuple[Parts, str]:
     """On the card where there is one. Raises FileNotFoundError or WeightsError for another folder."""
-    return parts.from_files(parts.files_in(folder), "cuda" if torch.cuda.is_available() else "cpu")
+    made, variant = parts.from_files(parts.files_in(folder), "cuda" if torch.cuda.is_available() else "cpu")
+    made.place()
+    return made, variant
 
 
 def chosen_captioner(options: argparse.Namespace) -> LocalCaptioner | EndpointCaptioner | None:
