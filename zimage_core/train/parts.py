@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..acceleration.small_card import FOR_LIBRARIES, SmallCard, resident_blocks, said, size_of
-from ..acceleration.streaming import RUN_STACKS, STEP_STACKS, Streaming, blocks_of, bytes_of, still
+from ..acceleration.streaming import RUN_STACKS, STEP_STACKS, Key, Streaming, blocks_of, bytes_of, still
 from ..model.arithmetic import compute_dtype
 from ..model.s3dit import S3DiT
 from ..weights import load_transformer, read_transformer
@@ -108,16 +108,40 @@ def bytes_of_step(model: S3DiT, tokens: int, trains: int) -> int:
     return inputs * tokens * like.shape[-1] * like.element_size() + PER_TRAINED * trains + PER_MADE * made
 
 
-def stream(made: Parts, vram: str | int, device: torch.device | str = "cuda", activations: int = 0) -> None:
-    """From `place` on, weights come block by block to a device of which so much may be used.
+def streamed(
+    model: S3DiT, vram: str | int, device: torch.device | str = "cuda", activations: int = 0
+) -> Streaming:
+    """Weights come to the device block by block, as far as they do not fit into so much of it.
 
-    made: with the model in the computer's memory; what fits stays on the device. activations: bytes for the
-    rest, see `bytes_of_step`. Raises ValueError where nothing is left for two blocks.
+    The model is in the computer's memory; what is not streamed is moved. activations: bytes for the rest,
+    see `bytes_of_step`. Raises ValueError where nothing is left for two blocks.
     """
-    device, model, encoders_leave = torch.device(device), made.model, made.place
-    steps = blocks_of(model, STEP_STACKS, still)
-    blocks = steps | blocks_of(model, RUN_STACKS, still)
-    sizes = {key: bytes_of(weights) for key, weights in blocks.items()}
+    device = torch.device(device)
+    resident = _resident(model, vram, device, activations)
+    blocks = blocks_of(model, (*STEP_STACKS, *RUN_STACKS), still)
+    away = {id(weight) for key in blocks.keys() - resident for weight in blocks[key]}
+    for weight in model.parameters():
+        if id(weight) not in away:
+            weight.data = weight.data.to(device)
+    return Streaming(model, device, resident, training=True)
+
+
+def stream(made: Parts, vram: str | int, device: torch.device | str = "cuda", activations: int = 0) -> None:
+    """As `streamed`, from `place` on: until then the device is the encoders'. Raises ValueError at once."""
+    device, encoders_leave = torch.device(device), made.place
+    _resident(made.model, vram, device, activations)
+
+    def place() -> None:
+        encoders_leave()
+        made.streaming = streamed(made.model, vram, device, activations)
+
+    made.place = place
+
+
+def _resident(model: S3DiT, vram: str | int, device: torch.device, activations: int) -> set[Key]:
+    """Which blocks of a step stay on the device."""
+    steps, runs = (blocks_of(model, stacks, still) for stacks in (STEP_STACKS, RUN_STACKS))
+    sizes = {key: bytes_of(weights) for key, weights in (steps | runs).items()}
     rest = bytes_of(list(model.parameters())) - sum(sizes.values()) + activations
     rest += FOR_LIBRARIES if device.type == "cuda" else 0
     room = size_of(vram) - rest
@@ -126,14 +150,4 @@ def stream(made: Parts, vram: str | int, device: torch.device | str = "cuda", ac
             f"a step needs {said(rest + 2 * max(sizes.values()))} of the card at this resolution, batch and "
             f"rank, and {vram} are given: lower one of them, or give it more"
         )
-    resident = resident_blocks({key: sizes[key] for key in steps}, room)
-    away = {id(weight) for key in blocks.keys() - resident for weight in blocks[key]}
-
-    def place() -> None:
-        encoders_leave()
-        for weight in model.parameters():
-            if id(weight) not in away:
-                weight.data = weight.data.to(device)
-        made.streaming = Streaming(model, device, resident, training=True)
-
-    made.place = place
+    return resident_blocks({key: sizes[key] for key in steps}, room)
