@@ -3,14 +3,16 @@
 Forty concepts, of which one in ten has a twentieth of the pictures. Both runs have the same steps, seeds and
 weights at the start; one draws pictures uniformly, the other by rarity (zimage_core.train.data.concepts), and
 asks the model itself after every third of the steps what it cannot draw yet (zimage_core.train.data.curate).
-Its state is kept in .cache/curation, so that a run that broke off goes on.
+Each is trained by a process of its own. What broke off goes on, from its state in .cache/curation.
 """
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 
@@ -43,7 +45,6 @@ STEPS, BATCH, ROUNDS = 600, 32, 3
 SEEDS = (0, 1, 2)
 ASKED = 6  # prompts for each concept at the end, and
 PROBED = 2  # ... between rounds
-WORKERS = 2
 ARMS = ("uniform", "curated")
 SHIFTS = (-8, -4, 0, 4, 8)  # pixels by which a drawing is moved
 
@@ -120,7 +121,7 @@ class Run:
         weights = self.first_weights()
         average = {}
         for number in range(1, ROUNDS + 1):
-            shards = Shards(model, WORKERS)
+            shards = Shards(model, 1)
             backward = partial(self.backward, shards, torch.tensor(weights))
             end = STEPS * number // ROUNDS
             average = fit(trained(model), backward, plan, self.folder / "state", None, end, with_muon(plan))
@@ -151,8 +152,7 @@ class Run:
     def backward(self, shards: Shards, weights: Tensor, step: int, generator: torch.Generator) -> float:
         rows = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
         noisy, sigma, wanted = transformer.noised(self.pool.latents[rows], generator)
-        pieces = [t.chunk(WORKERS) for t in (noisy, sigma, wanted, rows)]
-        return shards.backward([partial(self.loss, *piece) for piece in zip(*pieces, strict=True)])
+        return shards.backward([partial(self.loss, noisy, sigma, wanted, rows)])
 
     def loss(self, noisy: Tensor, sigma: Tensor, wanted: Tensor, rows: Tensor, model: S3DiT) -> Tensor:
         dtype = model.x_pad_token.dtype
@@ -190,14 +190,23 @@ def captions(features: list[Tensor], dtype: torch.dtype) -> Prompt:
     return Prompt(Captions(padded, tuple(map(len, features))))
 
 
-def run() -> list[dict]:
+def train(arm: str) -> tuple[list[str], list[dict[str, float]]]:
+    """All concepts' names, and of each seed the share of right pictures by name."""
+    torch.set_num_threads(1)
     data = data_folder()
     made, _ = parts.from_files(parts.files_in(NANO), whole=True)
     pool, concepts = make_pool(made, data), load_concepts(data)[:CONCEPTS]
-    rare = {pool.names[number] for number in range(0, CONCEPTS, RARE_EVERY)}
+    return pool.names, [Run(pool, made, concepts, arm, seed).train() for seed in SEEDS]
+
+
+def run() -> list[dict]:
+    with ProcessPoolExecutor(len(ARMS), get_context("spawn")) as processes:
+        found = dict(zip(ARMS, processes.map(train, ARMS), strict=True))
+    names = found["uniform"][0]
+    rare = names[::RARE_EVERY]
     rows, gains, losses = [], [], []
     for seed in SEEDS:
-        shares = {arm: Run(pool, made, concepts, arm, seed).train() for arm in ARMS}
+        shares = {arm: found[arm][1][seed] for arm in ARMS}
         points = {arm: 100 * mean(shares[arm][name] for name in rare) for arm in ARMS}
         means = {arm: 100 * mean(shares[arm].values()) for arm in ARMS}
         gains.append(points["curated"] - points["uniform"])
