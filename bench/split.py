@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from bench.called import DTYPE, Calls, as_on_hopper
-from bench.networks import inputs
+from bench.networks import CAPTION, inputs
 from bench.operators import called_by
 from bench.rates import CARDS, H200, Card
 from bench.rows import prediction
 from zimage_core import S3DiT, S3DiTConfig
 from zimage_core.acceleration import parallel
+from zimage_core.acceleration.small_card import FOR_LIBRARIES, activations_of
+from zimage_core.acceleration.streaming import RUN_STACKS, STEP_STACKS, bytes_of
 from zimage_core.model import backends
 from zimage_core.model.memo import RunMemo
 from zimage_core.model.s3dit import Prompt
@@ -87,8 +89,28 @@ def seconds(card: Card, link: Link, calls: Calls, sent: Sequence[int]) -> float:
     return computed + sum(max(link.start, size / link.rate / 1e9) for size in sent)
 
 
+def held(size: int, pixels: int) -> int:
+    """Bytes of a card that draws with others, each with its part of the transformer's weights."""
+    model = S3DiT(S3DiTConfig(), device="meta", dtype=DTYPE)
+    blocks = [block for stack in (*STEP_STACKS, *RUN_STACKS) for block in getattr(model, stack, ())]
+    largest = max(bytes_of(list(block.parameters())) for block in blocks)
+    modulated = [block.adaLN_modulation for block in blocks if hasattr(block, "adaLN_modulation")]
+    modulation = sum(bytes_of(list(each.parameters())) for each in modulated)
+    tokens = (pixels // 16) ** 2 + CAPTION
+    return (
+        bytes_of(list(model.parameters())) // size
+        + modulation  # of all blocks, before the first
+        + 2 * largest  # one that computes, and the next
+        + activations_of(model, tokens) // size
+        + FOR_LIBRARIES
+    )
+
+
 def run() -> Iterator[dict]:
     as_on_hopper(backends)
+    for size in COUNTS[1:]:
+        label = f"{size} cards, weights in parts, 1024x1024: each holds"
+        yield prediction(label, held(size, 1024) / 1e9, "GB", "while the transformer runs")
     for pixels in SIZES:
         found = {size: counted(size, pixels) for size in COUNTS}
         for card, link in LINKS:

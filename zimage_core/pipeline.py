@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .acceleration.parallel import Parallel
 from .acceleration.sharding import shard
-from .acceleration.small_card import SmallCard, count_tokens
+from .acceleration.small_card import SmallCard, count_tokens, left_on
 from .acceleration.step_cache import StepCache
 from .acceleration.tiles import bytes_for
 from .conditions.control import Control
@@ -72,6 +72,7 @@ class ZImagePipeline:
         self.autoencoder, self.tokenizer, self.vision = autoencoder, tokenizer, vision
         self.card: SmallCard | None = None
         self.parallel: Parallel | None = None
+        self.sharded = False
 
     @classmethod
     def from_pretrained(
@@ -79,14 +80,11 @@ class ZImagePipeline:
     ) -> ZImagePipeline:
         """A folder in diffusers' layout: transformer/, text_encoder/, vae/, tokenizer/, of omni siglip/."""
         folder = Path(path)
-        missing = [
-            p for p in ("transformer", "text_encoder", "vae", "tokenizer") if not (folder / p).is_dir()
-        ]
-        if missing:
+        parts = [folder / name for name in ("transformer", "text_encoder", "vae", "tokenizer")]
+        if missing := [part.name for part in parts if not part.is_dir()]:
             raise FileNotFoundError(
                 f"{folder} lacks the folders {', '.join(missing)} of a diffusers Z-Image model"
             )
-        parts = (folder / name for name in ("transformer", "text_encoder", "vae", "tokenizer"))
         vision = folder / "siglip"
         return cls.from_files(*parts, torch_dtype, vision if vision.is_dir() else None)
 
@@ -141,7 +139,7 @@ class ZImagePipeline:
         Every process has the parts of the model and makes the same calls, with generators of equal seeds;
         each gets the whole picture. With streaming, tiles of the autoencoder are shared out too.
         sharded: each process holds its part of the transformer's weights, on `device`; blocks come together
-        as they run. The other parts of the model are whole. Call it before anything is moved to a card.
+        as they run. The other parts take turns in what is left there. Nothing may be on a card before.
         Raises ValueError for more processes than heads of attention, and where sharded weights are streamed.
         """
         parallel = Parallel(group)
@@ -151,6 +149,7 @@ class ZImagePipeline:
         if sharded:
             where = torch.device(device or self.device)
             shard(self.transformer, where.type, self._computes_in(self.transformer), group)
+            self.card, self.sharded = SmallCard(left_on(where), where), True
         self.parallel = parallel
         return self
 
@@ -346,9 +345,11 @@ class ZImagePipeline:
         if cache:
             log.info(cache.report)
         with ExitStack() as turns:
-            if self.card:
-                for control in controls:
-                    turns.enter_context(self.card.whole(control.network))
+            if self.card and self.sharded:
+                self.card.leave()  # the room is what the transformer computes in
+            for control in controls if self.card else ():
+                turns.enter_context(self.card.whole(control.network))
+            if self.card and not self.sharded:
                 if not self.card.fits(network, tokens()):  # one after the other, then
                     both = [*alone, *in_one_pass(sides[1:], network, memo)]
                 streaming = turns.enter_context(self.card.transformer(network, tokens()))

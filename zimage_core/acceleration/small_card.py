@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,11 @@ def size_of(vram: str | int) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
         raise ValueError(f'vram is {vram!r}, expected bytes, or a text such as "6GB"')
     return size
+
+
+def left_on(device: torch.device) -> int:
+    """Bytes that are free on a card now; of the computer's own memory, as much as one may ask for."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
 
 
 def resident_blocks(sizes: dict[Key, int], room: int) -> set[Key]:
