@@ -20,7 +20,8 @@ from bench.rows import row
 from zimage_core.train import parts
 from zimage_core.train.data.caption_match import CaptionJudge
 from zimage_core.train.data.duplicates import ENCODING, FILE, PART
-from zimage_core.train.data.inspection import CAPTION, DUPLICATE, Plan, inspect, vision_embedder
+from zimage_core.train.data.inspection import CAPTION, DUPLICATE, Plan, inspect
+from zimage_core.train.data.picture_look import VisionEmbedder
 from zimage_core.train.data.profile import Thresholds
 from zimage_core.train.data.report import Report
 from zimage_core.train.data.store import load
@@ -58,7 +59,7 @@ def found_by_fault(report: Report) -> dict[str, set[str]]:
 def look(made: Set, captions: bool = True) -> dict[str, set[str]]:
     """Everything at once; captions beside pictures only of the things that the nano model knows."""
     data = load(made.folder / "data.jsonl")
-    embed = vision_embedder(NANO / "vision.safetensors")
+    embed = VisionEmbedder(NANO / "vision.safetensors")
     _, report = inspect(data, Plan(Thresholds(side=SIDE // 2), embed=embed))
     found = found_by_fault(report)
     if captions:

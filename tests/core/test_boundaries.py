@@ -29,6 +29,7 @@ ROOMS = (
     "zimage_core",
     "zimage_core.generate",
     "zimage_core.train",
+    "zimage_core.cluster",
     "zimage_core.pipeline",
     "zimage_core.weights",
     "zimage_core.conditions",

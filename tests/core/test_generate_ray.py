@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,56 +16,23 @@ import pytest
 import torch
 
 from tests.core.processes import ROOT
+from tests.core.ray_head import START, started
 from tests.core.test_generate_many import NANO, SMALL, file_of, results, run
-from zimage_core.generate import ray_cluster
+from zimage_core.cluster import Cluster
 from zimage_core.generate.__main__ import job_of, parser
-from zimage_core.generate.batches import Batch, cut
+from zimage_core.generate.batches import cut
+from zimage_core.generate.over_cluster import Drawing
 from zimage_core.generate.requests import read
-from zimage_core.generate.worker import Drawn, Job
+from zimage_core.generate.worker import Drawn
 
 pytestmark = pytest.mark.long
 WORKER = re.compile(r"a worker on \S+, process (\d+)")
-START = 300  # seconds, on a machine that is busy
-TOGETHER = {  # and not with a token in somebody's home
-    "OMP_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
-}
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a cluster with two CPUs that ends with the tests."""
-    patch = pytest.MonkeyPatch()
-    for name, value in TOGETHER.items():
-        patch.setenv(name, value)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    options = [
-        "--num-cpus=2",
-        "--num-gpus=0",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-        "--block",
-    ]
-    with (tmp_path_factory.mktemp("ray") / "log").open("wb") as log:
-        head = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", *options],
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            end = time.monotonic() + START
-            while b"Ray runtime started" not in Path(log.name).read_bytes():
-                assert head.poll() is None and time.monotonic() < end, Path(log.name).read_text()
-                time.sleep(0.2)
-            yield re.search(rf"--address='([^']+:{port})'", Path(log.name).read_text())[1]
-        finally:
-            head.terminate()
-            head.wait(60)
-            patch.undo()
+    with started(tmp_path_factory.mktemp("ray")) as found:
+        yield found
 
 
 class Driver:
@@ -143,8 +109,8 @@ def test_more_than_the_cluster_has(address: str, tmp_path: Path, capsys, options
 
 
 def test_workers_of_another_version(address: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    known = ray_cluster.versions
-    monkeypatch.setattr(ray_cluster, "versions", lambda job: {**known(job), "torch": "1.0"})
+    known = Drawing.versions
+    monkeypatch.setattr(Drawing, "versions", lambda self: {**known(self), "torch": "1.0"})
     requests = file_of(tmp_path, [{"prompt": "a fox", **SMALL}])
     torch.set_num_threads(1)
     assert run(requests, tmp_path / "out", "--ray", address) == 1
@@ -152,30 +118,30 @@ def test_workers_of_another_version(address: str, tmp_path: Path, capsys, monkey
     assert torch.__version__ in said and "here it is 1.0" in said and results(tmp_path / "out") == {}
 
 
-class Dying:
-    """A worker whose process ends at one of the requests."""
+class Dying(Drawing):
+    """Its worker's process ends at one of the requests."""
 
-    def start(self, job: Job, threads: int) -> tuple[str, int, dict[str, str]]:
-        return "here", os.getpid(), ray_cluster.versions(job)
+    def begin(self, device: str):
+        def draw(item) -> Drawn:
+            if item[1][0].prompt == "death":
+                os._exit(1)
+            return Drawn({request.id: b"" for request in item[1]})
 
-    def draw(self, batch: Batch) -> Drawn:
-        if batch[0].prompt == "death":
-            os._exit(1)
-        return Drawn({request.id: b"" for request in batch})
+        return draw
 
 
 def test_a_request_that_kills_its_workers_is_given_up_and_the_others_are_drawn(
-    address: str, tmp_path: Path, monkeypatch
+    address: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ray_cluster, "Replica", Dying)
     torch.set_num_threads(1)
     prompts = ["a", "death", *"bcdefgh"]
     requests = file_of(tmp_path, [{"prompt": prompt} for prompt in prompts])
     given = parser().parse_args([str(requests), str(tmp_path), "--model", str(NANO)])
-    cluster = ray_cluster.Cluster(address, 1, "cpu")
+    cluster = Cluster(address)
     try:
         todo = list(enumerate(cut(read(requests).requests, 1)))
-        found = {batch[0].prompt: drawn for _, batch, drawn in cluster.draw(job_of(given, "cpu"), todo)}
+        results = cluster.results(Dying(job_of(given, "cpu")), todo, cluster.room(1, "cpu"))
+        found = {batch[0].prompt: drawn for (_, batch), drawn in results}
     finally:
         cluster.close()
     assert found.keys() == set(prompts)

@@ -19,7 +19,7 @@ from tests.core.random_models import random_s3dit
 from zimage_core import S3DiTConfig, ZImagePipeline
 from zimage_core.train.data import concepts
 from zimage_core.train.data.__main__ import main, with_answers
-from zimage_core.train.data.caption_match import CaptionJudge, drawn_others, fits
+from zimage_core.train.data.caption_match import CaptionJudge, Judging, drawn_others, fits
 from zimage_core.train.data.curate import RAISED, probe, raised, retrieve, weak
 from zimage_core.train.data.inspection import ALL_KINDS, Plan, inspect
 from zimage_core.train.data.profile import Thresholds
@@ -187,7 +187,7 @@ def test_a_model_that_cannot_tell_captions_apart_drops_none(tmp_path: Path) -> N
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     given = [PictureRecord(tmp_path / "a.png", (text,)) for text in ("a", "b")]
-    assert fits(given, Blind()) == {} and asked == ["a", "b"]
+    assert fits(given, Judging(Blind())) == {} and asked == ["a", "b"]
 
 
 TEXTS = {"own": 5, "one": 3, "two": 7}

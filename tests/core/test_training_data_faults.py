@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -19,7 +20,7 @@ from zimage_core.train.data import duplicates
 from zimage_core.train.data.__main__ import main
 from zimage_core.train.data.alignment import part_of, thumbnail
 from zimage_core.train.data.duplicates import Edge, communities
-from zimage_core.train.data.fingerprints import Fingerprints
+from zimage_core.train.data.fingerprints import Fingerprints, fingerprint
 from zimage_core.train.data.inspection import Plan, inspect
 from zimage_core.train.data.picture_text import TextLine, TextReader, unmentioned
 from zimage_core.train.data.profile import Thresholds, findings, measure
@@ -204,8 +205,9 @@ def test_each_picture_takes_few_bytes(tmp_path: Path, record_property) -> None:
     prints, path = Fingerprints(count), tmp_path / "a.png"
     image = drawing(random.Random(0))
     image.save(path)
+    found = fingerprint(path, image, imagehash)
     for index in range(count):
-        prints.add(index, path, image)
+        prints.add(index, found)
     arrays = [value for value in vars(prints).values() if isinstance(value, np.ndarray)]
     in_file = [value for value in arrays if isinstance(value, np.memmap)]
     in_memory = sum(value.nbytes for value in arrays if not isinstance(value, np.memmap)) / count

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,19 +22,19 @@ import torch
 import torch.distributed as dist
 
 from ..acceleration.small_card import size_of
+from ..cluster import Cluster
 from ..train import distributed
 from ..train.arguments import add_files, files_of
-from ..train.terminal import Line
+from ..train.terminal import Line, end_as_by_keys
 from ..weights import WeightsError
-from . import ray_cluster
 from .batches import Batch
 from .manifest import Manifest
+from .over_cluster import Drawing
 from .requests import read
 from .worker import Drawn, Job, Worker
 
 log = logging.getLogger("zimage_core.generate")
 
-ENDS = ("SIGTERM", "SIGHUP")
 AGAIN = 3  # batches in a row that fail for want of memory, after which a run ends
 VISION = ("siglip", "vision.safetensors")  # names in a model's folder
 Results = Iterator[tuple[int, Batch, Drawn]]
@@ -117,12 +116,14 @@ def _drawn(job: Job, todo: Sequence[tuple[int, Batch]]) -> Results:
 def by_ray(given: argparse.Namespace) -> int:
     device = getattr(given, "device", None)
     job_of(given, "cpu")  # what is wrong there is said before a cluster is asked for
-    cluster = ray_cluster.Cluster(given.ray, getattr(given, "workers", None), device)
+    cluster = Cluster(given.ray)
     try:
-        job = job_of(given, cluster.device)
+        room = cluster.room(getattr(given, "workers", None), device)
+        job = job_of(given, room.device)
         manifest = begun(given, job)
         try:
-            return written(manifest, cluster.draw(job, manifest.todo))
+            found = cluster.results(Drawing(job), manifest.todo, room)
+            return written(manifest, ((*item, drawn) for item, drawn in found))
         finally:
             manifest.close()
     finally:
@@ -196,10 +197,7 @@ def written(manifest: Manifest, results: Results) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for name in ENDS:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, signal.default_int_handler)
+    end_as_by_keys()
     try:
         if given.batch < 1:
             raise ValueError(f"--batch {given.batch}: expected 1 or more")

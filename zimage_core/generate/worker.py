@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
 from ..acceleration.small_card import NoRoom
+from ..cluster import named
 from ..pipeline import ZImagePipeline
 from ..train.data.picture_files import PictureError, flattened, open_picture
 from ..train.lora import Given, put_under
@@ -44,11 +44,7 @@ class Job:
     @property
     def model(self) -> str:
         """A name of the weights: others differ in a file's name or size."""
-        facts = []
-        for part in (*vars(self.files).values(), self.vision):
-            found = sorted(part.rglob("*")) if part and part.is_dir() else [part]
-            facts.append([(f.name, f.stat().st_size) for f in found if f and f.is_file()])
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return named((*vars(self.files).values(), self.vision))
 
 
 @dataclass(frozen=True)

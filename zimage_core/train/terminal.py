@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,17 @@ from .run import Watch
 from .trainer import Progress
 
 log = logging.getLogger("zimage_core.train")
+
+
+ENDS = ("SIGTERM", "SIGHUP")
+
+
+def end_as_by_keys() -> None:
+    """Signals that end a process raise KeyboardInterrupt, as Ctrl-C does."""
+    for name in ENDS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
 
 
 class Line:

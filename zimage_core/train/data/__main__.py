@@ -1,34 +1,41 @@
 """Look at a folder of pictures before training on it.
 
 python -m zimage_core.train data DIR [--out DIR]
+python -m zimage_core.train data DIR --ray [HOST:PORT] [--workers N]     over a Ray cluster
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ...cluster import Cluster, ClusterError
 from ...prompt.endpoint_settings import EndpointError, read_endpoints
 from ...weights import WeightsError
 from .. import parts
 from ..run import Parts
+from ..terminal import end_as_by_keys
 from . import concepts, curate
 from .caption_match import CaptionJudge
 from .captioners import EndpointCaptioner, LocalCaptioner, destination
 from .captions import LANGUAGES, CaptionError, caption_all, difference
 from .curate import Draw
-from .inspection import ALL_KINDS, Embed, Plan, Progress, inspect, vision_embedder
+from .each_picture import Map, one_by_one
+from .inspection import ALL_KINDS, Plan, Progress, inspect
 from .model_probe import PROMPTS, drawn_by, nearest, questions
+from .over_cluster import ModelJudge, OverCluster
 from .picture_files import PictureError, open_picture
+from .picture_look import Embed, VisionEmbedder
 from .profile import Thresholds
-from .records import DataError, PictureRecord
+from .records import DataError, DataSet, PictureRecord
 from .report import Report, contact_sheet
 from .store import load, write
 
@@ -65,18 +72,32 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--each", type=int, default=8, help="... so many of each thing")
     parser.add_argument("--model-side", type=int, default=512, help="pixels of a side at which it judges")
     parser.add_argument("--vision", type=Path, help="SigLIP 2's vision encoder, to find more copies")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        metavar="HOST:PORT",
+        default=argparse.SUPPRESS,
+        help="a Ray cluster that looks at pictures; without an address, one on this machine",
+    )
+    parser.add_argument("--workers", type=int, help="of the Ray cluster (default: one per CPU)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 with an error that says what to do."""
+    """0, or 1 with an error that says what to do; 130 where it was stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parser().parse_args(arguments)
+    end_as_by_keys()
     try:
         return run(options)
-    except (DataError, CaptionError, EndpointError, PictureError, WeightsError, OSError) as error:
+    except (
+        DataError, CaptionError, ClusterError, EndpointError, PictureError, WeightsError, OSError,
+    ) as error:  # fmt: skip
         log.error("%s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("stopped")
+        return 130
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,23 +105,56 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or source.with_name(f"{source.stem if source.is_file() else source.name}-data")
     captioner = chosen_captioner(options)  # before the pictures: it may be none
     if options.pairs:
+        if hasattr(options, "ray"):
+            raise DataError("--pairs are gone through by one process: leave out --ray")
         return instruct(options.pairs, captioner, out, (options.language or ["en"])[0])
     data = load(source)
     log.info("%d pictures in %s", len(data.records), source)
-    made, variant = model_of(options.model) if options.model else (None, "")
-    embed = vision_embedder(options.vision) if options.vision else None
-    if options.ask and not (made and embed and options.links):
+    if options.ask and not (options.model and options.vision and options.links):
         raise DataError("--ask needs --model that draws, --vision that looks, and --links that names things.")
+    with way_over(options) as over:
+        return looked_at(data, options, captioner, out, over)
+
+
+@contextlib.contextmanager
+def way_over(options: argparse.Namespace) -> Iterator[Map]:
+    """How pictures are gone through. Raises ClusterError."""
+    if not hasattr(options, "ray"):
+        yield one_by_one
+        return
+    cluster = Cluster(options.ray)
+    try:
+        models = options.model or (options.captions and options.captioner)
+        yield OverCluster(cluster, options.workers, bool(models))
+    finally:
+        cluster.close()
+
+
+def looked_at(
+    data: DataSet,
+    options: argparse.Namespace,
+    captioner: LocalCaptioner | EndpointCaptioner | None,
+    out: Path,
+    over: Map,
+) -> int:
+    """Look at the pictures and write what was found."""
+    embed = VisionEmbedder(options.vision) if options.vision else None
+    made, judge = None, None
+    if options.model and (options.ask or over is one_by_one):
+        made, variant = model_of(options.model)
+        judge = CaptionJudge(made.model, made.encode, made.features, options.model_side)
+    if options.model and over is not one_by_one:
+        judge = ModelJudge(options.model.resolve(), options.model_side)
     plan = Plan(
         Thresholds(side=options.side),
         keep=frozenset(options.keep),
         skip=frozenset(options.skip),
         embed=embed,
-        judge=CaptionJudge(made.model, made.encode, made.features, options.model_side) if made else None,
+        judge=judge,
     )
-    records, report = inspect(data, plan)
+    records, report = inspect(data, plan, over)
     if options.captions:
-        records = with_captions(records, report, captioner, options.language or ["en"])
+        records = with_captions(records, report, captioner, options.language or ["en"], over)
     links = concepts.read_links(options.links) if options.links else None
     records = with_concepts(records, report, links, options.weights)
     if options.ask:
@@ -118,15 +172,19 @@ def run(options: argparse.Namespace) -> int:
 
 def model_of(folder: Path) -> tuple[Parts, str]:
     """On the card where there is one. Raises FileNotFoundError or WeightsError for another folder."""
-    made, variant = parts.from_files(parts.files_in(folder), "cuda" if torch.cuda.is_available() else "cpu")
+    made, variant = parts.from_files(parts.files_in(folder), device_here())
     made.place()
     return made, variant
+
+
+def device_here() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def chosen_captioner(options: argparse.Namespace) -> LocalCaptioner | EndpointCaptioner | None:
     """Raises CaptionError or EndpointError."""
     if options.captioner:
-        return LocalCaptioner(options.captioner)
+        return LocalCaptioner(options.captioner, device_here())
     if not options.endpoint:
         return None
     if not options.endpoints:
@@ -142,11 +200,16 @@ def with_captions(
     report: Report,
     captioner: LocalCaptioner | EndpointCaptioner | None,
     languages: Sequence[str],
+    over: Map,
 ) -> list[PictureRecord]:
-    """Captions of the pictures that stay."""
-    where = destination(captioner, sum(not record.drop for record in records))
+    """Captions of the pictures that stay. A chat server is asked by this process alone."""
+    if not isinstance(captioner, LocalCaptioner):
+        over = one_by_one
+    cluster = "" if over is one_by_one else "a Ray cluster"
+    where = destination(captioner, sum(not record.drop for record in records), cluster)
     log.info("%s", where)
-    records, problems = caption_all(records, captioner, languages, progress=Progress("captions"))
+    progress = Progress("captions")
+    records, problems = caption_all(records, captioner, languages, progress=progress, over=over)
     report.ran.append(f"captions: {where}")
     report.problems += problems
     return records

@@ -6,20 +6,23 @@ Classifier" (arXiv 2303.16203).
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ...cluster import installed
 from ...model.s3dit import Prompt, S3DiT
 from ...model.sequence import Captions
 from ..flow import noised
-from .picture_files import LIMITS, Limits, PictureError, flattened, open_picture
+from .each_picture import Failed, Item, Map, one_by_one, read
+from .picture_files import LIMITS, Limits, flattened
 from .records import PictureRecord
 
 SIGMAS = (1.0, 0.95, 0.85, 0.7)  # a caption counts most where next to nothing is seen
@@ -61,26 +64,72 @@ class CaptionJudge:
         return float((rest - own) / rest)
 
 
+class JudgeFiles(Protocol):
+    """A judge that is not loaded yet, so that it can be sent to another process."""
+
+    def on(self, device: str) -> CaptionJudge:
+        """Loaded on a device of this process."""
+
+    def versions(self) -> dict[str, str]:
+        """What has to be the same on all machines for the same judgement."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How well a caption fits its picture; what is known of it: (caption, others' captions, seed)."""
+
+    judge: CaptionJudge | JudgeFiles
+    limits: Limits = LIMITS
+    at_once: ClassVar[int] = 1
+    silence: ClassVar[float] = 30 * 60.0
+    model: ClassVar[bool] = True
+
+    def here(self) -> Callable[[Path, tuple], float | Failed]:
+        """By a CaptionJudge."""
+        return self._by(self.judge)
+
+    def begin(self, device: str) -> Callable[[Path, tuple], float | Failed]:
+        """By JudgeFiles."""
+        return self._by(self.judge.on(device))
+
+    def _by(self, judge: CaptionJudge) -> Callable[[Path, tuple], float | Failed]:
+        def gain(path: Path, known: tuple[str, Sequence[str], int]) -> float | Failed:
+            found = read(path, self.limits)
+            return found if isinstance(found, Failed) else judge.gain(found[0], *known)
+
+        return gain
+
+    def versions(self) -> dict[str, str]:
+        return {**installed("Pillow", "numpy"), **self.judge.versions()}
+
+
 def fits(
     records: Sequence[PictureRecord],
-    judge: CaptionJudge,
-    limits: Limits = LIMITS,
+    judging: Judging,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    over: Map = one_by_one,
 ) -> dict[int, float]:
     """How well the first caption of each picture fits, by index: its gain, of the median of all.
 
     Empty where the model cannot tell captions apart. A picture without a caption or others is left out.
     """
     captions = ["" if record.drop or not record.captions else record.captions[0] for record in records]
-    dice, gains = random.Random(0), {}
+    gains, total = {}, sum(map(bool, captions))
+    for done, (index, gain) in enumerate(over(judging, _beside_others(records, captions)), 1):
+        progress(done, total)
+        if not isinstance(gain, Failed):
+            gains[index] = gain
+    usual = float(np.median(list(gains.values()))) if gains else 0.0
+    return {index: gains[index] / usual for index in sorted(gains)} if usual > 0 else {}
+
+
+def _beside_others(records: Sequence[PictureRecord], captions: Sequence[str]) -> Iterator[Item]:
+    """Pictures with a caption and others' captions, of which some are drawn."""
+    dice = random.Random(0)
     for index, (record, caption) in enumerate(zip(records, captions, strict=True)):
-        progress(index, len(records))
         others = drawn_others(captions, index, dice)
         if caption and others:
-            with contextlib.suppress(PictureError):
-                gains[index] = judge.gain(open_picture(record.path, limits), caption, others, seed=index)
-    usual = float(np.median(list(gains.values()))) if gains else 0.0
-    return {index: gain / usual for index, gain in gains.items()} if usual > 0 else {}
+            yield Item(index, record.path, (caption, others, index))
 
 
 def _pixels(image: Image.Image, side: int) -> Tensor:

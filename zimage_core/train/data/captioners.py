@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...cluster import installed, named
 from ...prompt.endpoint import Endpoint, EndpointError, complete
 from .captions import CaptionError
 from .picture_files import flattened
@@ -32,7 +33,7 @@ def local_models(folder: Path) -> list[str]:
 class LocalCaptioner:
     """A model of the transformers library. Nothing is fetched, unpickled or run from its folder.
 
-    Raises CaptionError where the folder holds no such model.
+    Raises CaptionError where the folder holds no such model. In another process it is loaded again.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -45,6 +46,18 @@ class LocalCaptioner:
             raise CaptionError(f"{folder / 'config.json'} cannot be read: {error}") from None
         if not isinstance(config, dict) or any(key in config for key in CODE):
             raise CaptionError(f"{folder} wants its own code to be run, which is not done. Choose another")
+
+    def on(self, device: str) -> LocalCaptioner:
+        """With its model loaded on a device of this process. Raises CaptionError."""
+        found = LocalCaptioner(self.folder, device)
+        _ = found._parts
+        return found
+
+    def versions(self) -> dict[str, str]:
+        return {**installed("torch", "transformers"), "the captioner's files": named([self.folder])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder.resolve(), "device": self.device, "name": self.name}
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -103,12 +116,14 @@ class EndpointCaptioner:
             raise CaptionError(str(error)) from None
 
 
-def destination(captioner: LocalCaptioner | EndpointCaptioner | None, count: int) -> str:
-    """Where how many pictures go: told before the first."""
+def destination(captioner: LocalCaptioner | EndpointCaptioner | None, count: int, cluster: str = "") -> str:
+    """Where how many pictures go: told before the first. cluster: the one that describes them."""
     if captioner is None:
         return f"{count:,} pictures get captions from their names and old captions; none is sent anywhere"
     if isinstance(captioner, EndpointCaptioner):
         return f"{count:,} pictures are sent to {captioner.name}"
+    if cluster:
+        return f"{count:,} pictures are described by {captioner.name} on {cluster}, whose machines read them"
     return f"{count:,} pictures are described by {captioner.name}; none leaves this machine"
 
 

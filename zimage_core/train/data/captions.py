@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from PIL import Image
 
+from ...cluster import installed
+from .each_picture import Failed, Item, Map, one_by_one, read
 from .optional import MissingPackage
-from .picture_files import LIMITS, Limits, PictureError, open_picture
+from .picture_files import LIMITS, Limits
 from .picture_text import TextLine, TextReader
 from .records import PictureRecord
 
@@ -43,6 +45,16 @@ class Captioner(Protocol):
 
     def answer(self, images: Sequence[Image.Image], question: str, max_tokens: int) -> str:
         """Raises CaptionError."""
+
+
+class Movable(Captioner, Protocol):
+    """One that also answers in other processes."""
+
+    def on(self, device: str) -> Captioner:
+        """The same on a device of this process, with its model loaded. Raises CaptionError."""
+
+    def versions(self) -> dict[str, str]:
+        """What has to be the same on all machines for the same answers."""
 
 
 @dataclass(frozen=True)
@@ -84,55 +96,93 @@ def difference(captioner: Captioner, first: Image.Image, second: Image.Image, la
     return " ".join(captioner.answer([], words["instruct"].format(differences=differences), tokens).split())
 
 
+@dataclass(frozen=True)
+class Describing:
+    """Captions of a picture of which an old caption may be known. text: it is read first."""
+
+    captioner: Captioner
+    text: bool
+    languages: Sequence[str]
+    limits: Limits = LIMITS
+    at_once: ClassVar[int] = 1
+    silence: ClassVar[float] = 60 * 60.0
+    model: ClassVar[bool] = True
+
+    def here(self) -> Describe:
+        return Describe(self, self.captioner)
+
+    def begin(self, device: str) -> Describe:
+        """Of a Movable."""
+        return Describe(self, self.captioner.on(device))
+
+    def versions(self) -> dict[str, str]:
+        packages = ("Pillow", *(("rapidocr", "onnxruntime") if self.text else ()))
+        return {**installed(*packages), **self.captioner.versions()}
+
+
+class Describe:
+    """A picture -> (kind, caption) of each kind and language."""
+
+    def __init__(self, what: Describing, captioner: Captioner) -> None:
+        self.what, self.captioner = what, captioner
+        self.reader = TextReader() if what.text else None
+
+    def __call__(self, path: Path, known: str) -> list[tuple[str, str]] | Failed:
+        found = read(path, self.what.limits)
+        if isinstance(found, Failed):
+            return found
+        image, told, languages = found[0], [], self.what.languages
+        lines = self.reader.read(image) if self.reader else []
+        try:
+            for language in languages:
+                captions = captions_of(self.captioner, image, Asked(lines, known, language))
+                for kind, text in captions.items():
+                    kind = kind if len(languages) == 1 else f"{kind} {language}"
+                    told.append((kind, text[: self.what.limits.characters]))
+        except CaptionError as error:
+            return Failed(str(error))
+        return told
+
+
 def caption_all(
     records: Sequence[PictureRecord],
     captioner: Captioner | None,
     languages: Sequence[str] = ("en",),
     limits: Limits = LIMITS,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    over: Map = one_by_one,
 ) -> tuple[list[PictureRecord], list[str]]:
     """(records with new captions, a line for each that has none). Dropped pictures stay as they are.
 
     With a captioner its captions come first and the cleaned old one last; without one there are only these.
     """
-    reader, problems, out = None, [], []
+    problems, failed = [], {}
+    out = [record if record.drop else cleaned(record) for record in records]
     if captioner is not None:
+        text = True
         try:
-            reader = TextReader()
+            TextReader()
         except MissingPackage as error:
             problems.append(f"text in pictures is not read before captions: {error}")
-    for number, record in enumerate(records):
-        progress(number, len(records))
-        if record.drop:
-            out.append(record)
-            continue
-        record = cleaned(record)
-        if captioner is not None:
-            try:
-                record = _with_captions(record, captioner, reader, languages, limits)
-            except (CaptionError, PictureError) as error:
-                problems.append(f"{record.path}: {error}")
-        if not record.captions:
+            text = False
+        todo = [Item(i, r.path, (*r.captions, "")[0]) for i, r in enumerate(out) if not r.drop]
+        describing = Describing(captioner, text, languages, limits)
+        for done, (index, told) in enumerate(over(describing, todo), 1):
+            progress(done, len(todo))
+            if isinstance(told, Failed):
+                failed[index] = told.reason
+            else:
+                out[index] = _with_captions(out[index], told)
+    for index, record in enumerate(out):
+        if index in failed:
+            problems.append(f"{record.path}: {failed[index]}")
+        if not record.drop and not record.captions:
             problems.append(f"{record.path} has no caption, and its name says nothing")
-        out.append(record)
     return out, problems
 
 
-def _with_captions(
-    record: PictureRecord,
-    captioner: Captioner,
-    reader: TextReader | None,
-    languages: Sequence[str],
-    limits: Limits,
-) -> PictureRecord:
-    image = open_picture(record.path, limits)
-    lines = reader.read(image) if reader else []
-    captions, kinds = [], []
-    for language in languages:
-        asked = Asked(lines, record.captions[0] if record.captions else "", language)
-        for kind, text in captions_of(captioner, image, asked).items():
-            captions.append(text[: limits.characters])
-            kinds.append(kind if len(languages) == 1 else f"{kind} {language}")
+def _with_captions(record: PictureRecord, told: Sequence[tuple[str, str]]) -> PictureRecord:
+    kinds, captions = zip(*told, strict=True) if told else ((), ())
     old_kinds = record.kinds or ("original",) * len(record.captions)
     return replace(record, captions=(*captions, *record.captions), kinds=(*kinds, *old_kinds))
 

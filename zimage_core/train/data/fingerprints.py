@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -42,6 +44,45 @@ def _boxes() -> Iterator[tuple[float, float, float, float]]:
 COSINES, BOXES = _cosines(), tuple(_boxes())
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of one picture: a row of each field of Fingerprints; its thumbnail [rows, columns] without a margin."""
+
+    digest: bytes
+    shape: tuple[int, int]
+    colours: np.ndarray
+    thumbnail: np.ndarray
+    waves: np.ndarray
+    hash: np.ndarray | None
+
+
+def perceptual_hashes() -> tuple[ModuleType | None, str | None]:
+    """The package imagehash, or None and why it is not there."""
+    try:
+        return module("imagehash"), None
+    except MissingPackage as error:
+        return None, str(error)
+
+
+def fingerprint(path: Path, image: Image.Image, imagehash: ModuleType | None) -> Fingerprint:
+    """image: what open_picture gives of the path."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    image = flattened(image)
+    small = thumbnail(image)
+    grey = Image.fromarray(small)
+    return Fingerprint(
+        digest.digest(),
+        image.size,
+        np.asarray(image.resize((COLOURS, COLOURS), Image.Resampling.BOX)),
+        small,
+        _waves(grey),
+        None if imagehash is None else np.packbits(imagehash.phash(grey).hash),
+    )
+
+
 class Fingerprints:
     """Those of `count` pictures; thumbnails lie in a temporary file, so that memory stays small.
 
@@ -58,30 +99,19 @@ class Fingerprints:
         self._sizes = np.zeros((count, 2), np.uint8)
         self._file = tempfile.TemporaryFile()
         self._thumbnails = np.memmap(self._file, np.uint8, "w+", shape=(max(count, 1), SIDE, SIDE))
-        try:
-            self._imagehash, self.missing = module("imagehash"), None
-            self.hashes = np.zeros((count, 8), np.uint8)
-        except MissingPackage as error:
-            self._imagehash, self.missing, self.hashes = None, str(error), None
+        imagehash, self.missing = perceptual_hashes()
+        self.hashes = None if imagehash is None else np.zeros((count, 8), np.uint8)
 
-    def add(self, index: int, path: Path, image: Image.Image) -> None:
-        """image: as open_picture gives it."""
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        self.digests[index] = np.frombuffer(digest.digest(), np.uint8)
-        image = flattened(image)
-        self.shapes[index] = image.size
-        self.colours[index] = np.asarray(image.resize((COLOURS, COLOURS), Image.Resampling.BOX))
-        small = thumbnail(image)
-        rows, columns = small.shape
+    def add(self, index: int, found: Fingerprint) -> None:
+        self.digests[index] = np.frombuffer(found.digest, np.uint8)
+        self.shapes[index] = found.shape
+        self.colours[index] = found.colours
+        rows, columns = found.thumbnail.shape
         self._sizes[index] = rows, columns
-        self._thumbnails[index, :rows, :columns] = small
-        grey = Image.fromarray(small)
-        if self._imagehash is not None:
-            self.hashes[index] = np.packbits(self._imagehash.phash(grey).hash)
-        self.waves[index] = _waves(grey)
+        self._thumbnails[index, :rows, :columns] = found.thumbnail
+        if self.hashes is not None:
+            self.hashes[index] = found.hash
+        self.waves[index] = found.waves
 
     def thumbnail(self, index: int) -> np.ndarray:
         rows, columns = self._sizes[index]

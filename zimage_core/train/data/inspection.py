@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from . import duplicates
-from .caption_match import LEAST, CaptionJudge, fits
+from .caption_match import LEAST, CaptionJudge, JudgeFiles, Judging, fits
+from .each_picture import Failed, Item, Map, one_by_one
 from .fingerprints import Fingerprints
 from .optional import MissingPackage
-from .picture_files import LIMITS, Limits, PictureError, open_picture
+from .picture_files import LIMITS, Limits
+from .picture_look import Embed, Looking, Seen
 from .picture_text import TextReader
-from .profile import KINDS, TEXT, Finding, Measures, Thresholds, findings, measure
+from .profile import KINDS, TEXT, Finding, Measures, Thresholds, findings
 from .records import DataSet, PictureRecord
 from .report import Found, Report
 
@@ -28,8 +27,6 @@ UNREADABLE, DUPLICATE, CAPTION = "unreadable", "duplicate", "wrong caption"
 ALL_KINDS = (UNREADABLE, *KINDS, DUPLICATE, CAPTION)
 MEASURED = tuple(field.name for field in fields(Measures))
 EVERY = 30.0  # seconds between two lines of progress
-
-Embed = Callable[[Image.Image], np.ndarray]  # RGB or RGBA -> [width]
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Plan:
     skip: Collection[str] = ()
     limits: Limits = LIMITS
     embed: Embed | None = None
-    judge: CaptionJudge | None = None
+    judge: CaptionJudge | JudgeFiles | None = None
     watch: Callable[[int, int], None] | None = None
 
 
@@ -63,23 +60,32 @@ class Progress:
             log.info("%s: %d of %d, %.0f minutes left", self.what, done, total, left / 60)
 
 
-def inspect(data: DataSet, plan: Plan = Plan()) -> tuple[list[PictureRecord], Report]:  # noqa: B008
-    """(all records, with what is wrong as `drop`; the report). Pictures that were dropped before stay so."""
+def inspect(
+    data: DataSet,
+    plan: Plan = Plan(),  # noqa: B008
+    over: Map = one_by_one,
+) -> tuple[list[PictureRecord], Report]:
+    """(all records, with what is wrong as `drop`; the report). Pictures that were dropped before stay so.
+
+    over: how pictures are gone through; the result is the same in any order.
+    """
     report = Report(problems=list(data.problems))
     records, looked = list(data.records), Looked(len(data.records), plan, report)
-    progress = Progress("looking at pictures")
-    for index, record in enumerate(records):
-        progress(index, len(records))
+    progress, total = Progress("looking at pictures"), len(records)
+    todo = (Item(index, record.path) for index, record in enumerate(data.records) if not record.drop)
+    begun = sum(bool(record.drop) for record in records)
+    if plan.watch:
+        plan.watch(begun, total)
+    for done, (index, seen) in enumerate(over(looked.looking, todo), begun + 1):
+        records[index] = looked.at(index, records[index], seen)
+        progress(done, total)
         if plan.watch:
-            plan.watch(index, len(records))
-        if not record.drop:
-            records[index] = looked.at(index, record)
-        else:
-            report.found.append(Found(str(record.path), UNREADABLE, record.drop, True))
+            plan.watch(done, total)
+    looked.tell_found(data.records)
     if "duplicates" not in plan.skip:
         looked.copies(records)
     if plan.judge is not None:
-        looked.captions(records, plan.judge)
+        looked.captions(records, Judging(plan.judge, plan.limits), over)
     looked.tell_measures()
     report.pictures = len(records)
     report.kept = sum(not record.drop for record in records)
@@ -94,55 +100,62 @@ class Looked:
         self.prints, self.quality = Fingerprints(count), [()] * count
         self.measures = np.full((count, len(MEASURED)), np.nan, np.float32)
         self.embeddings: np.ndarray | None = None
+        self.found: dict[int, list[Found]] = {}  # by index, since they come in any order
         report.ran.append("profile")
-        self.reader = None
-        if TEXT not in plan.skip:
+        text = TEXT not in plan.skip
+        if text:
             try:
-                self.reader = TextReader()
+                TextReader()
                 report.ran.append("text in pictures")
             except MissingPackage as error:
                 report.missing.append(f"text in pictures: {error}")
+                text = False
+        self.looking = Looking(plan.limits, text, "duplicates" not in plan.skip, plan.embed)
 
-    def at(self, index: int, record: PictureRecord) -> PictureRecord:
+    def at(self, index: int, record: PictureRecord, seen: Seen | Failed) -> PictureRecord:
         """The record with its faults as `drop`."""
-        try:
-            image = open_picture(record.path, self.plan.limits)
-            size = os.path.getsize(record.path)
-        except (PictureError, OSError) as error:
-            return self._told(record, [Finding(UNREADABLE, str(error))])
-        measures = measure(image, size)
-        lines = self.reader.read(image) if self.reader else []
-        if "duplicates" not in self.plan.skip:
-            self.prints.add(index, record.path, image)
-            self._embedded(index, image)
-        self.measures[index] = [getattr(measures, name) for name in MEASURED]
-        self.quality[index] = _quality(measures, size, record)
-        return self._told(record, findings(measures, self.plan.thresholds, lines, record.captions))
-
-    def _embedded(self, index: int, image: Image.Image) -> None:
-        if self.plan.embed is not None:
-            vector = self.plan.embed(image)
+        if isinstance(seen, Failed):
+            record, self.found[index] = self._told(record, [Finding(UNREADABLE, seen.reason)])
+            return record
+        if seen.print is not None:
+            self.prints.add(index, seen.print)
+        if seen.embedding is not None:
             if self.embeddings is None:
-                self.embeddings = np.zeros((len(self.quality), len(vector)), np.float16)
-            self.embeddings[index] = vector
+                self.embeddings = np.zeros((len(self.quality), len(seen.embedding)), np.float16)
+            self.embeddings[index] = seen.embedding
+        self.measures[index] = [getattr(seen.measures, name) for name in MEASURED]
+        self.quality[index] = _quality(seen.measures, seen.file_bytes, record)
+        found = findings(seen.measures, self.plan.thresholds, seen.lines, record.captions)
+        record, told = self._told(record, found)
+        if told:
+            self.found[index] = told
+        return record
 
-    def _told(self, record: PictureRecord, found: list[Finding]) -> PictureRecord:
-        reasons = []
+    def tell_found(self, given: Sequence[PictureRecord]) -> None:
+        """What was found up to here goes into the report, in the order of the pictures."""
+        for index, record in enumerate(given):
+            if record.drop:
+                self.report.found.append(Found(str(record.path), UNREADABLE, record.drop, True))
+            self.report.found += self.found.pop(index, ())
+
+    def _told(self, record: PictureRecord, found: list[Finding]) -> tuple[PictureRecord, list[Found]]:
+        reasons, told = [], []
         for finding in found:
             drops = finding.drops and finding.kind not in self.plan.keep
-            self.report.found.append(Found(str(record.path), finding.kind, finding.reason, drops))
+            told.append(Found(str(record.path), finding.kind, finding.reason, drops))
             if drops:
                 reasons.append(f"{finding.kind}: {finding.reason}")
-        return replace(record, drop="; ".join(reasons)) if reasons else record
+        return replace(record, drop="; ".join(reasons)) if reasons else record, told
 
-    def captions(self, records: list[PictureRecord], judge: CaptionJudge) -> None:
+    def captions(self, records: list[PictureRecord], judging: Judging, over: Map) -> None:
         """Drop pictures whose caption fits hardly better than those of others."""
-        found = fits(records, judge, self.plan.limits, Progress("captions beside pictures"))
+        found = fits(records, judging, Progress("captions beside pictures"), over)
         self.report.ran.append(f"captions beside pictures, {len(found):,} of them")
         for index, fit in found.items():
             if fit < LEAST:
                 reason = f"it helps the model {fit:.2f} times as much as captions usually do, below {LEAST}"
-                records[index] = self._told(records[index], [Finding(CAPTION, reason)])
+                records[index], told = self._told(records[index], [Finding(CAPTION, reason)])
+                self.report.found += told
 
     def tell_measures(self) -> None:
         """How the pictures differ in what is measured, for the thresholds to be judged by."""
@@ -164,29 +177,12 @@ class Looked:
         for copy in found.copies:
             record, kept = records[copy.index], records[copy.kept].path
             reason = f"{copy.kind} of {kept}"
-            told = self._told(replace(record, drop=""), [Finding(DUPLICATE, reason)])
-            records[copy.index] = replace(record, drop="; ".join(filter(None, (record.drop, told.drop))))
+            copied, told = self._told(replace(record, drop=""), [Finding(DUPLICATE, reason)])
+            self.report.found += told
+            records[copy.index] = replace(record, drop="; ".join(filter(None, (record.drop, copied.drop))))
 
 
 def _quality(measures: Measures, file_bytes: int, record: PictureRecord) -> tuple:
     """What is better of two copies: more pixels, a caption, the sharper, the less compressed."""
     pixels = measures.width * measures.height
     return pixels, bool(record.captions), round(measures.sharpness, 1), file_bytes
-
-
-def vision_embedder(file: Path) -> Embed:
-    """The mean feature of SigLIP 2's vision encoder in a file, of full size or small."""
-    import torch
-
-    from ...weights import load_vision_encoder
-    from .picture_files import flattened
-
-    encoder = load_vision_encoder(file).eval()
-
-    @torch.no_grad()
-    def embed(image: Image.Image) -> np.ndarray:
-        pixels = torch.from_numpy(np.asarray(flattened(image), np.float32) / 255)[None]
-        features = encoder.features(pixels)[0].float().mean((0, 1))
-        return torch.nn.functional.normalize(features, dim=0).numpy()
-
-    return embed

@@ -29,17 +29,23 @@ class TextLine:
 
 
 class TextReader:
-    """Raises MissingPackage where RapidOCR or onnxruntime is not installed."""
+    """Raises MissingPackage where RapidOCR or onnxruntime is not installed. threads: None: all CPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads or -1
         module("onnxruntime")
         self._rapidocr = module("rapidocr")
 
     @cached_property
     def _engine(self) -> Any:
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-        limits = {"Det.limit_side_len": SIDES[1], "Det.limit_type": "max"}
-        return self._rapidocr.RapidOCR(params={**limits, "Global.log_level": "error"})
+        settings = {
+            "Det.limit_side_len": SIDES[1],
+            "Det.limit_type": "max",
+            "EngineConfig.onnxruntime.intra_op_num_threads": self._threads,
+            "Global.log_level": "error",
+        }
+        return self._rapidocr.RapidOCR(params=settings)
 
     def read(self, image: Image.Image) -> list[TextLine]:
         """The lines of which the reader is sure, from the top."""

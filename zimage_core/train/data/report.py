@@ -46,8 +46,9 @@ class Report:
     sections: dict[str, Any] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """Pictures by kind of finding, the most frequent first."""
-        return dict(Counter(kind for _, kind in {(f.path, f.kind) for f in self.found}).most_common())
+        """Pictures by kind of finding, the most frequent first; of equals the one that was found first."""
+        found = dict.fromkeys((f.path, f.kind) for f in self.found)
+        return dict(Counter(kind for _, kind in found).most_common())
 
     def as_json(self) -> str:
         values = {**vars(self), "found": [vars(found) for found in self.found], "counts": self.counts()}
