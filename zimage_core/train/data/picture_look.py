@@ -74,6 +74,8 @@ class Looking:
         return Look(self)
 
     def begin(self, device: str) -> Look:
+        if isinstance(self.embed, VisionEmbedder):
+            _ = self.embed.encoder
         return Look(self, torch.get_num_threads())
 
     def versions(self) -> dict[str, str]:
