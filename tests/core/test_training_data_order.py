@@ -194,6 +194,12 @@ def test_without_ray_the_command_says_how_to_install_it(tmp_path: Path, monkeypa
     assert "pip install ray" in caplog.text and not (tmp_path / "out").exists()
 
 
+def test_workers_without_a_cluster_are_an_error(tmp_path: Path, caplog) -> None:
+    Image.effect_noise((300, 300), 60).save(tmp_path / "a.png")
+    assert main([str(tmp_path), "--workers", "2", "--out", str(tmp_path / "out")]) == 1
+    assert "--workers is for --ray" in caplog.text and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("has_cuda", [False, True])
 def test_a_local_captioner_takes_the_card_where_there_is_one(
     tmp_path: Path, monkeypatch, has_cuda: bool

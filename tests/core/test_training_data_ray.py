@@ -39,6 +39,7 @@ from zimage_core.train.data.picture_look import Looking, VisionEmbedder
 from zimage_core.train.data.profile import Thresholds
 from zimage_core.train.data.records import DataSet, PictureRecord
 from zimage_core.train.data.store import load
+from zimage_core.train.parts import files_in
 from zimage_core.weights import load_vision_encoder
 
 pytestmark = pytest.mark.long
@@ -153,7 +154,10 @@ def test_models_find_on_workers_what_they_find_in_one_process(cluster: Cluster, 
     found = caption_all(given[:2], Captioner(tmp_path / "model"), over=over)
     assert found == caption_all(given[:2], LocalCaptioner(tmp_path / "model"))
     assert all(len(record.captions) > 1 for record in found[0])
-    plan, judge = Plan(skip={"text"}, embed=Embedder(NANO / "vision.safetensors")), ModelJudge(NANO, 64)
+    plan, judge = (
+        Plan(skip={"text"}, embed=Embedder(NANO / "vision.safetensors")),
+        ModelJudge(files_in(NANO), 64),
+    )
     here = inspect(DataSet(tuple(given)), replace(plan, judge=judge.on("cpu")))
     there = inspect(DataSet(tuple(given)), replace(plan, judge=judge), over)
     assert there[0] == here[0] and there[1].as_json() == here[1].as_json()

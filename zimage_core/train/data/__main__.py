@@ -77,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         metavar="HOST:PORT",
         default=argparse.SUPPRESS,
-        help="a Ray cluster that looks at pictures; without an address, one on this machine",
+        help="a Ray cluster that does it; without an address, one on this machine",
     )
-    parser.add_argument("--workers", type=int, help="of the Ray cluster (default: one per CPU)")
+    parser.add_argument("--workers", type=int, help="with --ray: how many (default: one per CPU)")
     return parser
 
 
@@ -120,6 +120,8 @@ def run(options: argparse.Namespace) -> int:
 def way_over(options: argparse.Namespace) -> Iterator[Map]:
     """How pictures are gone through. Raises ClusterError."""
     if not hasattr(options, "ray"):
+        if options.workers is not None:
+            raise ClusterError("--workers is for --ray, which is not given")
         yield one_by_one
         return
     cluster = Cluster(options.ray)
@@ -144,7 +146,7 @@ def looked_at(
         made, variant = model_of(options.model)
         judge = CaptionJudge(made.model, made.encode, made.features, options.model_side)
     if options.model and over is not one_by_one:
-        judge = ModelJudge(options.model.resolve(), options.model_side)
+        judge = ModelJudge(parts.files_in(options.model.resolve()), options.model_side)
     plan = Plan(
         Thresholds(side=options.side),
         keep=frozenset(options.keep),

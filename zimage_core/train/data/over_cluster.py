@@ -54,19 +54,19 @@ class Pictures:
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """Judges captions by the model in a folder. side: pixels of a square picture."""
+    """Judges captions by the model in files. side: pixels of a square picture."""
 
-    folder: Path
+    files: parts.Files
     side: int
 
     def on(self, device: str) -> CaptionJudge:
-        """Raises FileNotFoundError or WeightsError."""
-        made, _ = parts.from_files(parts.files_in(self.folder), device)
+        """Raises WeightsError or OSError."""
+        made, _ = parts.from_files(self.files, device)
         made.place()
         return CaptionJudge(made.model, made.encode, made.features, self.side)
 
     def versions(self) -> dict[str, str]:
-        return {**installed("torch"), "the model's files": named(vars(parts.files_in(self.folder)).values())}
+        return {**installed("torch"), "the model's files": named(vars(self.files).values())}
 
 
 class OverCluster:
