@@ -21,6 +21,7 @@ from PIL import Image
 from tests.core.drawn_faults import plant
 from tests.core.random_models import seeds
 from zimage_core.cluster import Room
+from zimage_core.train.__main__ import main as train
 from zimage_core.train.data.__main__ import chosen_captioner, main
 from zimage_core.train.data.caption_match import Judging, fits
 from zimage_core.train.data.captions import KINDS, CaptionError, caption_all
@@ -192,6 +193,14 @@ def test_without_ray_the_command_says_how_to_install_it(tmp_path: Path, monkeypa
     Image.effect_noise((300, 300), 60).save(tmp_path / "a.png")
     assert main([str(tmp_path), "--ray", "--out", str(tmp_path / "out")]) == 1
     assert "pip install ray" in caplog.text and not (tmp_path / "out").exists()
+
+
+def test_the_command_tells_its_options_and_takes_them_in_any_order(tmp_path: Path, capsys, caplog) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train(["data", "--help"])
+    assert ended.value.code == 0 and "--ray [HOST:PORT]" in capsys.readouterr().out
+    assert train(["data", "--skip", "text", str(tmp_path / "none")]) == 1
+    assert "does not exist" in caplog.text
 
 
 def test_workers_without_a_cluster_are_an_error(tmp_path: Path, caplog) -> None:

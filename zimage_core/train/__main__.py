@@ -128,12 +128,13 @@ def stop_at_signals(group: Processes) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser(__doc__).parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if given.command == "data":
+    if arguments and arguments[0] == "data":  # it has a parser of its own
         from .data.__main__ import main as look
 
-        return look(given.rest)
+        return look(arguments[1:])
+    given = parser(__doc__).parse_args(arguments)
     group = distributed.join(given.device)
     if not group.first:
         logging.getLogger().setLevel(logging.ERROR)  # the first says it for all

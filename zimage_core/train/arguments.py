@@ -57,8 +57,7 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="bfloat16 takes half the memory and loses small steps",
     )
     all_of_it.add_argument("--ema", type=float, default=0.0, help="of the weights' average (default: none)")
-    data = commands.add_parser("data", help="what is in a folder of pictures", add_help=False)
-    data.add_argument("rest", nargs=argparse.REMAINDER)
+    commands.add_parser("data", help="what is in a folder of pictures")
     return found
 
 
