@@ -13,16 +13,15 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import nn
 
 from ..acceleration.small_card import NoRoom
 from ..cluster import named
 from ..pipeline import ZImagePipeline
 from ..train.data.picture_files import PictureError, flattened, open_picture
-from ..train.lora import Given, put_under
 from ..train.parts import Files
 from ..weights import WeightsError, fit_lora, load_vision_encoder, read_lora
 from .batches import Batch
+from .loras import Loras
 from .requests import RequestError, inside
 
 TEXT = "zimage_request"  # name of the request in a picture
@@ -70,6 +69,7 @@ class Worker:
         if split:
             self.pipe.enable_parallel()
         self.loras: tuple[tuple[str, float], ...] = ()
+        self.changes = Loras(self.pipe.transformer)
         self.image: Image.Image | None = None
 
     def draw(self, batch: Batch) -> Drawn:
@@ -110,13 +110,13 @@ class Worker:
             raise RequestError(
                 f"{name} is an input picture, and this model takes none: that needs omni weights (siglip_*)"
             )
+        path = inside(self.job.root, name)
         if self.pipe.vision is None:
             if self.job.vision is None:
                 raise RequestError(f"{name} is an input picture: give the vision encoder with --vision")
             self.pipe.vision = load_vision_encoder(self.job.vision)
             if not self.pipe.card:
                 self.pipe.vision.to(self.pipe.device)
-        path = inside(self.job.root, name)
         try:
             return flattened(open_picture(path))
         except PictureError as error:
@@ -126,26 +126,25 @@ class Worker:
         """Takes out the LoRAs of the last batch and puts in those of this."""
         if loras == self.loras:
             return
-        network = self.pipe.transformer
         if self.pipe.card:
-            self.pipe.card.leave(network)
-        without_loras(network)
+            self.pipe.card.leave(self.pipe.transformer)
+        self.changes.clear()
         self.loras = ()
         try:
             for name, strength in loras:
                 self._add(name, strength)
         except BaseException:
-            without_loras(network)
+            self.changes.clear()
             raise
         self.loras = loras
 
     def _add(self, name: str, strength: float) -> None:
-        network = self.pipe.transformer
-        shapes = {key.replace(".base.", "."): value.shape for key, value in network.named_parameters()}
+        shapes = {key: value.shape for key, value in self.changes.own().items()}
         fit = fit_lora(read_lora(inside(self.job.root, name)), shapes, has_text_encoder=True)
         if not fit.targets:
-            raise RequestError(f"{name}: nothing of this LoRA fits the model")
-        put_under(network, fit, strength)
+            key, why = next(iter(fit.unused.items()))
+            raise RequestError(f"{name}: nothing of this LoRA fits the model, such as {key}: {why}")
+        self.changes.put(fit, strength)
 
     def _pictures(self, batch: Batch) -> dict[str, bytes]:
         first = batch[0]
@@ -161,15 +160,6 @@ class Worker:
             **given,
         ).images
         return {request.id: png(image, asdict(request)) for request, image in zip(batch, images, strict=True)}
-
-
-def without_loras(network: nn.Module) -> None:
-    """Takes away what `put_under` put around layers."""
-    for path, layer in [*network.named_modules()]:
-        if isinstance(layer, Given) and not path.endswith(".base"):
-            while isinstance(layer, Given):
-                layer = layer.base
-            network.set_submodule(path, layer)
 
 
 def png(image: Image.Image, request: Mapping[str, Any]) -> bytes:

@@ -336,7 +336,7 @@ class Given(nn.Module):
         return out + F.linear(F.linear(x, self.down.to(x)), self.up.to(x)) if self.on else out
 
 
-def put_under(model: S3DiT, fit: LoraFit, strength: float = 1.0) -> list[Given]:
+def put_under(model: S3DiT, fit: LoraFit) -> list[Given]:
     """A LoRA file under what trains, while it trains. Raises WeightsError for changes of another kind."""
     given = []
     for name, target in fit.targets.items():
@@ -345,7 +345,7 @@ def put_under(model: S3DiT, fit: LoraFit, strength: float = 1.0) -> list[Given]:
             raise WeightsError(f"the adapter changes {name} by something else than a LoRA of the whole layer")
         up, down = parts["lora_up"].float(), parts["lora_down"].float()
         alpha = fit.tensors.get(f"{name}.alpha")
-        up = up * (strength if alpha is None else strength * float(alpha) / len(down))
+        up = up if alpha is None else up * (float(alpha) / len(down))
         path = target.removesuffix(".weight")
         base = model.get_submodule(path)
         where = model.x_pad_token.device
