@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,14 @@ class Manifest:
         folder.mkdir(parents=True, exist_ok=True)
         head = {"format": FORMAT, "requests": found.hash, "batch_size": largest, "model": model}
         if not self.path.exists():
-            put(self.path, _plan(head, found, cut(found.requests, largest)))
-        self.file = open(self.path, "rb+")  # noqa: SIM115
+            _nothing_written_over(folder, found.requests)
+        self.file = _held(self.path)
         try:
-            self._alone()
+            if os.fstat(self.file.fileno()).st_size == 0:
+                self._write(_plan(head, found, cut(found.requests, largest)))
             self.todo = self._rest(head, {request.id: request for request in found.requests})
+            for left in folder.glob(".*.png.part"):  # by a run that was killed
+                left.unlink()
         except BaseException:
             self.close()
             raise
@@ -51,30 +54,37 @@ class Manifest:
     def close(self) -> None:
         self.file.close()
 
-    def _alone(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FileExistsError(f"another process draws into {self.folder}: wait until it ends") from None
+    def _write(self, text: bytes) -> None:
+        """The manifest anew. Another process finds the old file held, or is the one that goes on."""
+        if fcntl is None:  # Windows exchanges no open file
+            self.file.close()
+        put(self.path, text)
+        with self.file:
+            self.file = _held(self.path)
 
     def _rest(self, head: Mapping[str, Any], requests: Mapping[str, Request]) -> list[tuple[int, Batch]]:
-        """What a run that was broken off has left; a line that it did not finish is taken away."""
+        """What a run that was broken off has left. Lines that it did not finish are taken away."""
         batches: dict[int, Batch] = {}
-        done: set[str] = set()
+        done: dict[int, set[str]] = {}
         whole = 0
-        for row, end in _rows(self.file):
-            if whole == 0:
-                self._same(row, head)
-            elif "requests" in row:
-                batches[row["batch"]] = tuple(requests[name] for name in row["requests"])
-            elif "id" in row:
-                done.add(row["id"])
-            whole = end
+        try:
+            for row, end in _rows(self.file):
+                if whole == 0:
+                    self._same(row, head)
+                elif "requests" in row:
+                    batches[row["batch"]] = tuple(requests[name] for name in row["requests"])
+                elif "id" in row:
+                    done.setdefault(row["batch"], set()).add(row["id"])
+                whole = end
+        except (ValueError, KeyError, TypeError):  # no JSON, or not what stood there
+            batches = {}
+        if whole == 0 or sum(map(len, batches.values())) != len(requests):
+            raise FileExistsError(f"{self.path} was changed: choose an empty folder")
         self.file.truncate(whole)
-        self.file.seek(whole)
-        return [(n, batch) for n, batch in batches.items() if not all(r.id in done for r in batch)]
+        todo = [(n, batch) for n, batch in batches.items() if done.get(n) != {r.id for r in batch}]
+        if begun := done.keys() & {number for number, _ in todo}:
+            self._write(_without(begun, self.file))
+        return todo
 
     def _same(self, row: Mapping[str, Any], head: Mapping[str, Any]) -> None:
         differs = [name for name, value in head.items() if row.get(name) != value]
@@ -92,13 +102,49 @@ class Manifest:
             put(self.folder / f"{name}.png", data)
         rows = []
         for request in batch:
-            result = {"file": f"{request.id}.png"} if request.id in pictures else {"error": error}
+            result = {"file": f"{request.id}.png"}
+            if request.id not in pictures:
+                result = {"error": error}
+                (self.folder / f"{request.id}.png").unlink(missing_ok=True)  # of a run that was killed
             rows.append({"id": request.id, "batch": number, "line": request.line, **result})
         if pictures:
             _sync_folder(self.folder)
         self.file.write(_text(rows))
         self.file.flush()
         os.fsync(self.file.fileno())
+
+
+def _held(path: Path) -> Any:
+    """The file, which no other process has; an empty one where there was none."""
+    while True:
+        file = open(path, "ab+")  # noqa: SIM115
+        if fcntl is None:
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise FileExistsError(f"another process draws into {path.parent}: wait until it ends") from None
+        except OSError:  # a disk that knows no locks
+            return file
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # the other process wrote it anew meanwhile
+
+
+def _nothing_written_over(folder: Path, requests: Sequence[Request]) -> None:
+    there = {name.casefold() for name in os.listdir(folder)}
+    for name in (f"{request.id}.png" for request in requests):
+        if name.casefold() in there:
+            raise FileExistsError(f"{folder} holds {name} of something else: choose an empty folder")
+
+
+def _without(batches: Container[int], file: Any) -> bytes:
+    """All lines but the results of these batches."""
+    file.seek(0)
+    return b"".join(
+        line for line in file if (row := json.loads(line)).get("batch") not in batches or "id" not in row
+    )
 
 
 def _plan(head: Mapping[str, Any], found: RequestFile, batches: Sequence[Batch]) -> bytes:
@@ -114,15 +160,13 @@ def _text(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def _rows(file: Any) -> Iterator[tuple[dict, int]]:
     """Each whole line, and where it ends."""
     end = 0
+    file.seek(0)
     for line in file:
         if not line.endswith(b"\n"):
             return
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
+        row = json.loads(line)
         if not isinstance(row, dict):
-            raise FileExistsError(f"{file.name} was changed: choose an empty folder")
+            raise TypeError
         end += len(line)
         yield row, end
 
