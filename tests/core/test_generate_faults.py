@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from tests.core.test_generate_many import file_of
+from tests.core.test_generate_many import file_of, results, run
+from zimage_core.generate import __main__ as command
+from zimage_core.generate.batches import Batch
 from zimage_core.generate.manifest import Manifest
 from zimage_core.generate.requests import read
+from zimage_core.generate.worker import Job, Worker
+from zimage_core.train.parts import Files
 
 LINES = [{"prompt": f"a {'long ' * (n // 4 * 60)}prompt"} for n in range(8)]
 
@@ -106,3 +115,100 @@ def _begin(requests: Path, out: Path, gate) -> None:
     gate.wait()  # it is held until all have tried
     manifest.close()
     os._exit(0)
+
+
+# ---- what fails while pictures are drawn
+
+
+class Planted(Worker):
+    """Draws no picture, and fails for some prompts as a device that is too small does."""
+
+    def __init__(self, job: Job, split: bool = False) -> None:
+        self.job, self.split = job, split
+
+    def _prepared(self, batch: Batch) -> str:
+        if batch[0].prompt == "a LoRA too large":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ""
+
+    def _pictures(self, batch: Batch) -> dict[str, bytes]:
+        if batch[0].prompt == "too large":
+            torch.empty(1 << 60)
+        return {request.id: b"a picture" * 1000 for request in batch}
+
+
+def test_what_fails_for_want_of_memory_stays_open_and_the_others_are_drawn(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
+    lines = [{"prompt": p} for p in ("too large", "a fox", "a LoRA too large", "a cat")]
+    requests, out = file_of(tmp_path, lines), tmp_path / "out"
+    monkeypatch.setattr(command, "Worker", Planted)
+    assert run(requests, out, "--batch", "1") == 1
+    assert "2 of 4 pictures are left" in caplog.text and "CUDA out of memory" in caplog.text
+    assert results(out).keys() == {"000002", "000004"}
+    monkeypatch.setattr(Planted, "_prepared", lambda self, batch: "")
+    assert run(requests, out, "--batch", "1") == 1
+    assert "1 of 2 pictures are left" in caplog.text and "allocate" in caplog.text
+    assert results(out).keys() == {"000002", "000003", "000004"}
+
+
+def test_a_device_on_which_nothing_can_be_drawn_ends_the_run_soon(tmp_path: Path, monkeypatch) -> None:
+    requests = file_of(tmp_path, [{"prompt": "too large"}] * 9 + [{"prompt": "a fox"}])
+    monkeypatch.setattr(command, "Worker", Planted)
+    assert run(requests, tmp_path / "out", "--batch", "1") == 1
+    assert results(tmp_path / "out") == {}
+
+
+def test_a_device_too_small_for_the_model(tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(self, job: Job, split: bool = False) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command.Worker, "__init__", full)
+    assert run(file_of(tmp_path, LINES), tmp_path / "out") == 1
+    assert "the GPU is too small for the model, give --vram: CUDA out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["nothing", "meta", "cuda:99"])
+def test_a_device_that_is_not_here(tmp_path: Path, capsys, device: str) -> None:
+    assert run(file_of(tmp_path, LINES), tmp_path / "out", "--device", device) == 1
+    assert f"--device {device} cannot be used here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Files that cannot become so large stand for it; once they can, the same command goes on."""
+    requests, out = file_of(tmp_path, LINES), tmp_path / "out"
+    said = tmp_path / "said"
+    process = multiprocessing.get_context("fork").Process(target=_without_room, args=(requests, out, said))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert f"{out} cannot be written: File too large. Make room" in said.read_text(encoding="utf-8")
+    assert [path.name for path in out.iterdir()] == ["manifest.jsonl"]
+    manifest = begun(requests, out)
+    assert len(manifest.todo) == 2
+    manifest.close()
+
+
+def _without_room(requests: Path, out: Path, said: Path) -> None:
+    command.Worker = Planted
+    job = command.job_of
+    command.job_of = lambda given, device: SimpleNamespace(model="a model", **vars(job(given, device)))
+    with said.open("w", encoding="utf-8") as file:
+        sys.stderr = file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        code = run(requests, out)
+    os._exit(code)
+
+
+def test_weights_of_the_same_name_and_size_are_others(tmp_path: Path) -> None:
+    """As those of Turbo and Base."""
+    facts = []
+    for number in range(2):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        values = torch.full((300, 300), float(number))
+        save_file({"weight": values}, folder / "transformer.safetensors")
+        job = Job(Files(*[folder / "transformer.safetensors"] * 4), None, tmp_path, "cpu")
+        facts.append(job.model)
+    assert facts[0] != facts[1]

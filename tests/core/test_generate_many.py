@@ -99,6 +99,7 @@ def alone(pipe: ZImagePipeline, prompt: str, seed: int, **given: Any) -> np.ndar
         (b'{"prompt": "a", "size": [99999992, 1024]}', "multiples of 8"),
         (b'{"prompt": "a", "id": "../a"}', "1 to 100"),
         (b'{"prompt": "a", "id": ".a"}', "1 to 100"),
+        (b'{"prompt": "a", "id": "Con.a"}', "device"),
         (b'{"prompt": "a", "loras": ["x"]}', "object"),
         (b'{"prompt": "a", "loras": {"x": "1"}}', "object"),
         (b'{"prompt": "a", "image": "a\\u0000b"}', "name of a file"),
@@ -263,17 +264,18 @@ def test_broken_requests_are_reported_and_the_others_drawn(tmp_path: Path) -> No
     lines += [{"prompt": "a fox", "id": "same", **SMALL}, {"prompt": "a cat", "id": "SAME", **SMALL}]
     requests = file_of(inner, lines)
     with requests.open("ab") as file:
-        file.write(b'{"prompt": \n\n{"prompt": "the last, without an end", "size": [64, 64], "steps": 1}')
+        file.write(b'{"prompt": \n\n{"prompt": "' + b"long " * (1 << 20) + b'"}\n')
+        file.write(b'{"prompt": "the last, without an end", "size": [64, 64], "steps": 1}')
     assert run(requests, tmp_path / "out") == 0
     found = results(tmp_path / "out")
     for at, name in enumerate([*outside, "../a.png"], 1):
         assert f"{name} leads outside of" in found[f"{at:06d}"]["error"]
     assert "missing is no file" in found["000006"]["error"]
-    assert {name for name, row in found.items() if "file" in row} == {"same", "000011"}
+    assert {name for name, row in found.items() if "file" in row} == {"same", "000012"}
     broken = {
         row["line"]: row["error"] for row in manifest(tmp_path / "out") if "error" in row and "id" not in row
     }
-    assert broken.keys() == {8, 9} and "line 7" in broken[8]
+    assert broken.keys() == {8, 9, 11} and "line 7" in broken[8] and "1,048,576 bytes" in broken[11]
 
 
 def test_no_room_is_no_fault_of_a_request(tmp_path: Path, caplog) -> None:

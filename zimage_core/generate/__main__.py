@@ -97,9 +97,18 @@ def begun(given: argparse.Namespace, job: Job) -> Manifest:
     return manifest
 
 
-def by_one(given: argparse.Namespace) -> int:
+def device_of(given: argparse.Namespace) -> str:
+    """Raises ValueError for one that is not here."""
     device = getattr(given, "device", "cuda" if torch.cuda.is_available() else "cpu")
-    job = job_of(given, device)
+    try:
+        torch.zeros(1, device=device).item()  # of "meta" there is none
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {error}") from None
+    return device
+
+
+def by_one(given: argparse.Namespace) -> int:
+    job = job_of(given, device_of(given))
     manifest = begun(given, job)
     try:
         return written(manifest, _drawn(job, manifest.todo)) if manifest.todo else 0
@@ -134,14 +143,16 @@ def by_all(given: argparse.Namespace) -> int:
     """The first process reads and writes; all draw the batches that it names."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ValueError("--split: start it by torchrun --nproc-per-node N -m zimage_core.generate ...")
-    group = distributed.join(getattr(given, "device", "cuda" if torch.cuda.is_available() else "cpu"))
-    if not group.first:
-        logging.getLogger().setLevel(logging.ERROR)
-    job = job_of(given, str(group.device))
-    manifest = begun(given, job) if group.first else None
+    device, manifest = device_of(given), None
     try:
+        group = distributed.join(device)
+        if not group.first:
+            logging.getLogger().setLevel(logging.ERROR)
+        job = job_of(given, str(group.device))
+        manifest = begun(given, job) if group.first else None
         sent = [manifest.todo if manifest else None]
         dist.broadcast_object_list(sent)
+        _alike(job)
         worker = Worker(job, split=True)
         drawn = ((number, batch, worker.draw(batch)) for number, batch in sent[0])
         if manifest:
@@ -149,10 +160,28 @@ def by_all(given: argparse.Namespace) -> int:
         for _ in drawn:
             pass
         return 0
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        why = str(error).strip().split("\n")[0]
+        raise RuntimeError(
+            f"this process failed, or one that it waits for: {why} The same command goes on from there"
+        ) from error
     finally:
         if manifest:
             manifest.close()
         distributed.leave()
+
+
+def _alike(job: Job) -> None:
+    """Raises ValueError, in all processes, where one would draw with something else than the others."""
+    own = {"the model's files": job.model, "--vram": job.vram, "torch": torch.__version__}
+    found: list[dict] = [{}] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    for name in own:
+        if len({each[name] for each in found}) > 1:
+            each = ", ".join(f"{rank}: {facts[name]}" for rank, facts in enumerate(found))
+            raise ValueError(f"{name}: the processes have others ({each}). All need the same")
 
 
 def written(manifest: Manifest, results: Results) -> int:
@@ -186,10 +215,11 @@ def written(manifest: Manifest, results: Results) -> int:
         log.warning("%d requests could not be drawn: %s says why", failed, manifest.path)
     if again:
         log.error(
-            "%d pictures are left, since batches did not succeed: %s The same command tries them again; "
-            "--vram streams a model that is too large.",
+            "%d of %d pictures are left, since batches did not succeed: %s. The same command tries them "
+            "again; --vram streams a model that is too large.",
             total - done,
-            again[-1],
+            total,
+            again[-1].rstrip(". \n"),
         )
     return 1 if again else 0
 

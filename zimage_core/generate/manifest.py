@@ -36,6 +36,8 @@ class Manifest:
         Raises FileExistsError where the folder is of another run, or another process works in it.
         """
         self.folder, self.path = folder, folder / NAME
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file: expected a folder for the pictures")
         folder.mkdir(parents=True, exist_ok=True)
         head = {"format": FORMAT, "requests": found.hash, "batch_size": largest, "model": model}
         if not self.path.exists():
@@ -97,7 +99,16 @@ class Manifest:
             )
 
     def record(self, number: int, batch: Batch, pictures: Mapping[str, bytes], error: str = "") -> None:
-        """A batch is done. pictures: PNG files by id; error: why there are none."""
+        """A batch is done. pictures: PNG files by id; error: why there are none. Raises OSError."""
+        try:
+            self._record(number, batch, pictures, error)
+        except OSError as error:
+            raise OSError(
+                f"{self.folder} cannot be written: {error.strerror}. Make room, or mend it; the same command "
+                "goes on from there"
+            ) from error
+
+    def _record(self, number: int, batch: Batch, pictures: Mapping[str, bytes], error: str) -> None:
         for name, data in pictures.items():
             put(self.folder / f"{name}.png", data)
         rows = []

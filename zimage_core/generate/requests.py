@@ -15,7 +15,8 @@ from typing import Any
 from ..config import TURBO_STEPS
 
 LINE_BYTES = 1 << 20
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+DEVICES = r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?$"  # names that are no files on Windows
+NAME = re.compile(rf"(?!(?i:{DEVICES}))[A-Za-z0-9_-][A-Za-z0-9._-]{{0,99}}")
 SIDES = range(16, 8192 + 1, 8)
 STRONGEST = 100.0
 
@@ -195,7 +196,7 @@ def _loras(value: Any) -> tuple[tuple[str, float], ...] | None:
 
 FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "prompt": (_text, "a text"),
-    "id": (_name, "1 to 100 of A-Z a-z 0-9 . _ - with no dot in front"),
+    "id": (_name, "1 to 100 of A-Z a-z 0-9 . _ - with no dot in front, and no device's name such as con"),
     "negative": (_text, "a text"),
     "seed": (_whole(0, 2**64 - 1), "a whole number from 0 to 2^64 - 1"),
     "size": (_sides, "[width, height] in pixels, multiples of 8 from 16 to 8192"),

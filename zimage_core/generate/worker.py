@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from .batches import Batch
 from .loras import Loras
 from .requests import RequestError, inside
 
+log = logging.getLogger("zimage_core.generate")
+
 TEXT = "zimage_request"  # name of the request in a picture
 
 
@@ -42,7 +45,7 @@ class Job:
 
     @property
     def model(self) -> str:
-        """A name of the weights: others differ in a file's name or size."""
+        """A name of the weights: others differ in a file's name or size, or in bytes here and there."""
         return named((*vars(self.files).values(), self.vision))
 
 
@@ -73,15 +76,18 @@ class Worker:
         self.image: Image.Image | None = None
 
     def draw(self, batch: Batch) -> Drawn:
-        """What is wrong with the requests is in the result; other errors are raised."""
-        if error := self._agreed(self._prepared(batch)):
-            return Drawn(error=error)
+        """What is wrong with the requests, or fails with them, is in the result.
+
+        split: raises what fails, as the other processes wait for this one.
+        """
         try:
+            if error := self._agreed(self._prepared(batch)):
+                return Drawn(error=error)
             return Drawn(self._pictures(batch))
-        except (NoRoom, torch.OutOfMemoryError) as error:
-            if self.split:  # the others wait for this process
+        except (NoRoom, MemoryError, RuntimeError) as error:  # of the allocators, and of operations of torch
+            if self.split:
                 raise
-            again = str(error)
+            again = str(error) or "there is not enough memory."
         except ValueError as error:
             return Drawn(error=str(error))
         if torch.cuda.is_available():
@@ -141,9 +147,11 @@ class Worker:
     def _add(self, name: str, strength: float) -> None:
         shapes = {key: value.shape for key, value in self.changes.own().items()}
         fit = fit_lora(read_lora(inside(self.job.root, name)), shapes, has_text_encoder=True)
+        key, why = next(iter(fit.unused.items()), ("", ""))
         if not fit.targets:
-            key, why = next(iter(fit.unused.items()))
             raise RequestError(f"{name}: nothing of this LoRA fits the model, such as {key}: {why}")
+        if key:
+            log.warning("%s: %d tensors are not used, such as %s: %s", name, len(fit.unused), key, why)
         self.changes.put(fit, strength)
 
     def _pictures(self, batch: Batch) -> dict[str, bytes]:
