@@ -77,7 +77,7 @@ def installed(*packages: str) -> dict[str, str]:
 
 
 def named(places: Iterable[Path | None]) -> str:
-    """A name of files and folders on any machine: others differ in a name, a size, or bytes here and there."""
+    """A name of files and folders on any machine: others differ in a name, a size, or some bytes."""
     facts = []
     for place in places:
         found = sorted(place.rglob("*")) if place and place.is_dir() else [place]
