@@ -58,14 +58,14 @@ def mean_colour(image: Image.Image) -> np.ndarray:
 
 def faulty(folder: Path, seed: int) -> DataSet:
     """With copies, a file that breaks off, one that is missing, and one that was dropped before."""
-    plant(folder, seed, each=1, clean=7)
+    plant(folder, seed, each=1, clean=4)
     rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
-    rows[1]["drop"] = "the owner said so"
+    rows[4]["drop"] = "the owner said so"
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = load(folder / "data.jsonl")
     content = (folder / "0002.png").read_bytes()
     (folder / "0002.png").write_bytes(content[: len(content) // 2])
-    (folder / "0005.png").unlink()
+    (folder / "0003.png").unlink()
     return data
 
 
@@ -165,9 +165,9 @@ def test_a_machine_that_has_other_files_is_an_error_and_no_picture_is_dropped(
     shutil.copytree("in", tmp_path / "there" / "in")
     wanted, found = inspect(data, plan), inspect(data, plan, over)
     assert found[0] == wanted[0] and found[1].as_json() == wanted[1].as_json()
-    with open(tmp_path / "there" / "in" / "0003.png", "ab") as file:
+    with open(tmp_path / "there" / "in" / "0001.png", "ab") as file:
         file.write(b"more")
-    with pytest.raises(DataError, match=r"0003.png has [\d,]+ bytes on \S+, and here"):
+    with pytest.raises(DataError, match=r"0001.png has [\d,]+ bytes on \S+, and here"):
         inspect(data, plan, over)
 
 
