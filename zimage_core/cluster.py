@@ -30,6 +30,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its make
 IN_FLIGHT = 2  # items that a worker has
 LOSSES = 3  # of workers, one after the other or by one item, after which it is tried no more
 CONNECT = 5.0  # seconds
+SETTINGS = b"\4"  # type of the frame of HTTP/2 with which both sides of gRPC begin
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)
 START = 20 * 60.0  # seconds after which a worker that does not start is given up
 TICK = 1.0
 SAMPLES, SAMPLE = 16, 4096  # of a file, and bytes of each
@@ -214,16 +216,22 @@ class Cluster:
 
 
 def reach(address: str) -> None:
-    """Raises ClusterError where nobody listens: Ray itself would end this process, after minutes."""
+    """Raises ClusterError where no Ray listens: Ray itself would try for hours, or end this process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ClusterError(f'--ray {address}: expected HOST:PORT of a cluster, or "auto"')
     try:
-        socket.create_connection((host, int(port)), CONNECT).close()
+        with socket.create_connection((host, int(port)), CONNECT) as found:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            found.sendall(PREFACE)
+            answer = found.recv(9, socket.MSG_WAITALL)
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"no Ray cluster answers at {address} ({error}): start one by `ray start --head --port {port}`"
         ) from None
+    if answer[3:4] != SETTINGS:
+        raise ClusterError(f"what answers at {address} is no Ray: give the port of `ray start --head`")
 
 
 class Run:

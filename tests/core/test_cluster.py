@@ -5,8 +5,11 @@ Ray's calls are answered in this process here; test_generate_ray and test_traini
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import random
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +20,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.core.random_models import seeds
+from zimage_core import cluster
 from zimage_core.cluster import IN_FLIGHT, LOSSES, ClusterError, Room, Run
 
 Chunk = tuple[int, ...]
@@ -26,8 +30,8 @@ class Death(Exception):
     """Ends the worker's process."""
 
 
-class Silence(Exception):
-    """Nothing is heard of the worker any more."""
+class Silence(BaseException):
+    """Nothing is heard of the worker any more: no error is either."""
 
 
 class RayError(Exception):
@@ -201,6 +205,51 @@ def test_a_worker_that_falls_silent_is_replaced(monkeypatch) -> None:
     ray = Ray(random.Random(0))
     assert run(ray, Doubling(silence=0.1), CHUNKS, 1) == {number: 2 * number for number in range(50)}
     assert len(ray.actors) == 2
+
+
+class Slow(Doubling):
+    """Workers that do not start, but for those from the second on."""
+
+    begun: ClassVar[Iterator[int]]
+
+    def begin(self, device: str) -> Callable[[Chunk], list[int]]:
+        if next(self.begun) < 1:
+            raise Silence
+        return super().begin(device)
+
+
+@pytest.mark.parametrize("first", [0, -1000])
+def test_a_worker_that_does_not_start_is_replaced_a_few_times(first: int, monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "START", 0.05)
+    monkeypatch.setattr(Slow, "begun", itertools.count(first), raising=False)
+    ray = Ray(random.Random(0))
+    if first == 0:
+        assert run(ray, Slow(), CHUNKS, 1) == {number: 2 * number for number in range(50)}
+        assert len(ray.actors) == 2
+        return
+    with pytest.raises(ClusterError, match="one after the other. The last one: it has said nothing for too"):
+        run(ray, Slow(), CHUNKS, 2)
+    assert ray.alive == 0 and len(ray.actors) <= LOSSES + 4
+
+
+@pytest.mark.parametrize(
+    ("says", "said"), [(None, "no Ray cluster answers"), (b"HTTP/1.1 400 Bad Request\r\n", "is no Ray")]
+)
+def test_what_listens_at_the_address_and_is_no_ray(says: bytes | None, said: str, monkeypatch) -> None:
+    """Ray itself would try again for more than ten minutes."""
+    monkeypatch.setattr(cluster, "CONNECT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            caller, _ = server.accept()
+            with caller:
+                caller.recv(100)
+                caller.sendall(says)
+
+        if says is not None:
+            threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ClusterError, match=said):
+            cluster.reach(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_another_version_and_an_error_end_the_run(monkeypatch) -> None:
