@@ -2,8 +2,8 @@
 
 Forty concepts, of which one in ten has a twentieth of the pictures. Both runs have the same steps, seeds and
 weights at the start; one draws pictures uniformly, the other by rarity (zimage_core.train.data.concepts), and
-asks the model itself after every third of the steps what it cannot draw yet (zimage_core.train.data.curate).
-Each is trained by a process of its own. What broke off goes on, from its state in .cache/curation.
+asks the model after every quarter of the steps what it cannot draw yet (zimage_core.train.data.curate). Each
+is trained by a process of its own. What broke off goes on, from its state in .cache/curation.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from zimage_core.train.trainer import fit, trained
 
 STATE = ROOT / ".cache" / "curation"
 CONCEPTS, RARE_EVERY = 40, 10
-COMMON, RARE = 20, 1  # pictures of a concept
-STEPS, BATCH, ROUNDS = 600, 32, 3
+COMMON, RARE = 60, 3  # pictures of a concept
+STEPS, BATCH, ROUNDS = 600, 32, 4
 SEEDS = (0, 1, 2)
-ASKED = 6  # prompts for each concept at the end, and
+ASKED = 12  # prompts for each concept at the end, and
 PROBED = 2  # ... between rounds
 ARMS = ("uniform", "curated")
 SHIFTS = (-8, -4, 0, 4, 8)  # pixels by which a drawing is moved
@@ -147,7 +147,7 @@ class Run:
         if not file.is_file():
             file.write_text(json.dumps(self.asked(average, PROBED)))
         own = [{self.pool.names[concept]} for concept in self.pool.shown]
-        return raised(self.first_weights(), own, json.loads(file.read_text()))
+        return raised(weights, own, json.loads(file.read_text()))
 
     def backward(self, shards: Shards, weights: Tensor, step: int, generator: torch.Generator) -> float:
         rows = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
