@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(count: int, module: str, *arguments: str) -> list[subprocess.Popen]:
+def start(count: int, module: str, *arguments: str, last: Sequence[str] = ()) -> list[subprocess.Popen]:
+    """last: further arguments of the last one."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -19,7 +21,7 @@ def start(count: int, module: str, *arguments: str) -> list[subprocess.Popen]:
     command = [sys.executable, "-m", module, *arguments]
     return [
         subprocess.Popen(
-            command,
+            [*command, *(last if rank == count - 1 else ())],
             cwd=ROOT,
             env={
                 **os.environ,

@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.core.test_generate_many import file_of, results, run
+from tests.core import processes
+from tests.core.test_generate_many import NANO, SMALL, file_of, results, run
 from zimage_core.generate import __main__ as command
 from zimage_core.generate.batches import Batch
 from zimage_core.generate.manifest import Manifest
@@ -212,3 +215,42 @@ def test_weights_of_the_same_name_and_size_are_others(tmp_path: Path) -> None:
         job = Job(Files(*[folder / "transformer.safetensors"] * 4), None, tmp_path, "cpu")
         facts.append(job.model)
     assert facts[0] != facts[1]
+
+
+# ---- several processes for each picture
+
+
+@pytest.mark.long
+def test_of_two_that_share_pictures_one_is_killed_and_the_other_ends_with_an_error(tmp_path: Path) -> None:
+    lines = [{"prompt": f"a fox {n}", **SMALL} for n in range(12)]
+    requests, out, whole = file_of(tmp_path, lines), tmp_path / "out", tmp_path / "whole"
+
+    def start(out: Path) -> list[subprocess.Popen]:
+        given = [str(requests), str(out), "--model", str(NANO), "--device", "cpu", "--split"]
+        return processes.start(2, "zimage_core.generate", *given)
+
+    both = start(out)
+    while not (out / "manifest.jsonl").exists() or not results(out):
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.01)
+    both[1].kill()
+    code, said = processes.ended(both, 60)[0]
+    assert code == 1 and "this process failed, or one that it waits for" in said
+    assert 0 < len(results(out)) < len(lines)
+    for folder in (out, whole):
+        assert [code for code, _ in processes.ended(start(folder))] == [0, 0]
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == names and len(names) == len(lines) + 1
+    for name in names[:-1]:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.long
+def test_two_that_share_pictures_draw_with_the_same(tmp_path: Path) -> None:
+    requests = file_of(tmp_path, [{"prompt": "a fox", **SMALL}])
+    given = [str(requests), str(tmp_path / "out"), "--model", str(NANO), "--device", "cpu", "--split"]
+    for code, said in processes.ended(
+        processes.start(2, "zimage_core.generate", *given, last=["--vram", "40MB"])
+    ):
+        assert code == 1 and "--vram: the processes have others (0: None, 1: 40MB)" in said
+    assert results(tmp_path / "out") == {}
