@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 
 from tests.core import processes
 from tests.core.test_generate_many import NANO, SMALL, file_of, results, run
+from zimage_core.acceleration.small_card import NoRoom
 from zimage_core.generate import __main__ as command
 from zimage_core.generate.batches import Batch
 from zimage_core.generate.manifest import Manifest
-from zimage_core.generate.requests import read
+from zimage_core.generate.requests import Request, read
 from zimage_core.generate.worker import Job, Worker
 from zimage_core.train.parts import Files
 
@@ -129,6 +130,9 @@ class Planted(Worker):
     def __init__(self, job: Job, split: bool = False) -> None:
         self.job, self.split = job, split
 
+    def _agreed(self, error: str) -> str:
+        return error
+
     def _prepared(self, batch: Batch) -> str:
         if batch[0].prompt == "a LoRA too large":
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -137,6 +141,8 @@ class Planted(Worker):
     def _pictures(self, batch: Batch) -> dict[str, bytes]:
         if batch[0].prompt == "too large":
             torch.empty(1 << 60)
+        if batch[0].prompt == "over the limit":
+            raise NoRoom("needs more")
         return {request.id: b"a picture" * 1000 for request in batch}
 
 
@@ -160,6 +166,14 @@ def test_a_device_on_which_nothing_can_be_drawn_ends_the_run_soon(tmp_path: Path
     monkeypatch.setattr(command, "Worker", Planted)
     assert run(requests, tmp_path / "out", "--batch", "1") == 1
     assert results(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("prompt", ["too large", "a LoRA too large"])
+def test_processes_that_share_pictures_end_where_one_may_fail_alone(prompt: str) -> None:
+    worker = Planted(Job(Files(*[Path()] * 4), None, Path(), "cpu"), split=True)
+    assert worker.draw((Request(1, "a", "over the limit"),)).again == "needs more"
+    with pytest.raises(RuntimeError, match="memory"):
+        worker.draw((Request(1, "a", prompt),))
 
 
 def test_a_device_too_small_for_the_model(tmp_path: Path, monkeypatch, capsys) -> None:

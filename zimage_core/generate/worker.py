@@ -78,14 +78,14 @@ class Worker:
     def draw(self, batch: Batch) -> Drawn:
         """What is wrong with the requests, or fails with them, is in the result.
 
-        split: raises what fails, as the other processes wait for this one.
+        split: raises what may fail in one process alone, as the others wait for it.
         """
         try:
             if error := self._agreed(self._prepared(batch)):
                 return Drawn(error=error)
             return Drawn(self._pictures(batch))
         except (NoRoom, MemoryError, RuntimeError) as error:  # of the allocators, and of operations of torch
-            if self.split:
+            if self.split and not isinstance(error, NoRoom):  # which all processes find
                 raise
             again = str(error) or "there is not enough memory."
         except ValueError as error:
