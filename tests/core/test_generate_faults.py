@@ -96,7 +96,7 @@ def test_pictures_of_something_else_are_not_written_over(tmp_path: Path) -> None
 
 def test_of_many_that_begin_at_once_one_draws(tmp_path: Path) -> None:
     requests, fork = file_of(tmp_path, LINES), multiprocessing.get_context("fork")
-    for number in range(8):
+    for number in range(4):
         out, gate = tmp_path / f"{number}", fork.Barrier(4, timeout=30)
         others = [fork.Process(target=_begin, args=(requests, out, gate)) for _ in range(4)]
         for process in others:
