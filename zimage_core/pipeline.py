@@ -83,7 +83,7 @@ class ZImagePipeline:
         parts = [folder / name for name in ("transformer", "text_encoder", "vae", "tokenizer")]
         if missing := [part.name for part in parts if not part.is_dir()]:
             raise FileNotFoundError(
-                f"{folder} lacks the folders {', '.join(missing)} of a diffusers Z-Image model"
+                f"{folder} lacks the folders {', '.join(missing)} of diffusers; from_files reads single files"
             )
         vision = folder / "siglip"
         return cls.from_files(*parts, torch_dtype, vision if vision.is_dir() else None)
@@ -136,11 +136,12 @@ class ZImagePipeline:
     ) -> ZImagePipeline:
         """Each picture is drawn by all processes of a torch.distributed group; None: by all there are.
 
-        Every process has the parts of the model and makes the same calls, with generators of equal seeds;
-        each gets the whole picture. With streaming, tiles of the autoencoder are shared out too.
+        Every process has the parts of the model and makes the same calls; each gets the whole picture, which
+        begins with the first one's noise. With streaming, tiles of the autoencoder are shared out too.
         sharded: each process holds its part of the transformer's weights, on `device`; blocks come together
         as they run. The other parts take turns in what is left there. Nothing may be on a card before.
-        Raises ValueError for more processes than heads of attention, and where sharded weights are streamed.
+        Raises ValueError where there is no group, for more processes than heads, and for sharded weights that
+        are streamed.
         """
         parallel = Parallel(group)
         parallel.check(self.transformer)
@@ -310,6 +311,7 @@ class ZImagePipeline:
         x = self._noise(shape, generator) if latents is None else latents.float().to(self.device)
         if tuple(x.shape) != shape:
             raise ValueError(f"latents have shape {tuple(x.shape)}, {width}x{height} pixels need {shape}")
+        x = self.parallel.of_first(x) if self.parallel else x
         sigmas = flow_sigmas(num_inference_steps, shift).tolist()
         cache = StepCache(sigmas, [guidance.active(s) for s in sigmas[:-1]]) if step_cache else None
         x = self._sample(x, positive, negative, guidance, sigmas, controls, callback, cache)

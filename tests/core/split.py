@@ -121,6 +121,15 @@ def in_parts() -> tuple[Tensor, Tensor]:
     return alone, together
 
 
+def of_the_first() -> tuple[Tensor, Tensor]:
+    """Without generators: by one process with the first one's seed, and by all, each with its own."""
+    pipe, call = nano(), {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "pt"}
+    torch.manual_seed(SEED)
+    alone = pipe("a fox", **call).images
+    torch.manual_seed(SEED + dist.get_rank())
+    return alone, pipe.enable_parallel()("a fox", **call).images
+
+
 def held(pipe: ZImagePipeline) -> int:
     """Bytes of the transformer's weights in this process."""
     weights = pipe.transformer.parameters()
@@ -135,6 +144,7 @@ def found() -> Iterator[tuple[str, Tensor, Tensor]]:
             yield name, call(), call(Parallel())
     if dist.get_world_size() <= NanoConfig().transformer.n_heads:
         yield "picture", *picture()
+        yield "of the first", *of_the_first()
         yield "in parts", *in_parts()
 
 

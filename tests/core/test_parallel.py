@@ -47,6 +47,15 @@ def test_a_model_in_parts_draws_the_same(errors) -> None:
     assert all(float(each["in parts"]) <= CLOSE for each in errors[2])
 
 
+def test_without_seeds_all_draw_the_picture_of_the_first(errors) -> None:
+    assert all(float(each["of the first"]) <= CLOSE for each in errors[2])
+
+
+def test_without_a_group_of_processes_it_says_how_to_start_them() -> None:
+    with pytest.raises(ValueError, match="torchrun .*init_process_group"):
+        Parallel()
+
+
 def test_more_processes_than_heads_are_refused() -> None:
     parallel = Parallel.__new__(Parallel)
     parallel.size = 4

@@ -67,13 +67,19 @@ class Parallel(BlockHook):
     """The tokens of the image and of the layers, divided among the processes of a group.
 
     It is the outermost hook; those within see a part of the tokens, and `span.share` says which. All
-    processes call the same forwards in the same order. Raises ValueError for more processes than heads.
+    processes call the same forwards in the same order. Raises ValueError for more processes than heads, and
+    where torch.distributed has none.
     """
 
     capturable = False
 
     def __init__(self, group: Any = None) -> None:
         """group: None: all processes."""
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError(
+                "no processes share this picture: start the program by torchrun --nproc-per-node N, and call "
+                "torch.distributed.init_process_group() first"
+            )
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.shares: dict[str, Share] = {}
@@ -96,6 +102,10 @@ class Parallel(BlockHook):
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
+
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor, on each."""
+        return self.total(tensor if self.rank == 0 else torch.zeros_like(tensor))
 
     def enter(self, stack: str, hidden: Tensor, span: Span) -> tuple[Tensor, Span]:
         if stack not in STEP_STACKS or self.size == 1:
