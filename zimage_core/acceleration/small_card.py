@@ -38,7 +38,7 @@ def size_of(vram: str | int) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM]i?B)\s*", str(vram), re.IGNORECASE)
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found else vram
     if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
-        raise ValueError(f'vram is {vram!r}, expected bytes, or a text such as "6GB"')
+        raise ValueError(f'vram is {vram!r}, expected a size with its unit, such as "6GB" or "800MB"')
     return size
 
 
@@ -111,6 +111,7 @@ class SmallCard:
         self.vram, self.device = size_of(vram), device
         self.budget = self.vram - (FOR_LIBRARIES if device.type == "cuda" else 0)
         self.stays: dict[tuple, Stay] = {}
+        self.said: set[int] = set()  # numbers of blocks of which the log told that they stay
         finalize(self, _all_leave, self.stays).atexit = False
 
     def leave(self, module: nn.Module | None = None) -> None:
@@ -148,8 +149,10 @@ class SmallCard:
         def stream(stay: Stay) -> None:
             if streamed:
                 stay.hooks = (Streaming(model, self.device, resident),)
-                text = "Z-Image transformer: %d of %d blocks stay on %s, the others come at every step"
-                log.info(text, len(resident), len(steps), self.device)
+                if len(resident) not in self.said:
+                    text = "Z-Image transformer: %d of %d blocks stay on %s, the others come at every step"
+                    log.info(text, len(resident), len(steps), self.device)
+                self.said.add(len(resident))
 
         plan = (frozenset(resident),)
         with self._turn(model, plan, holds, activations, streamed, stream) as stay:
