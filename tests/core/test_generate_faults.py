@@ -65,6 +65,8 @@ def test_what_a_killed_run_left_behind_goes_away(tmp_path: Path) -> None:
     manifest.record(*manifest.todo[0], {}, "its LoRA is gone")
     manifest.close()
     assert [path.name for path in out.iterdir()] == ["manifest.jsonl"]
+    again = begun(requests, out)
+    assert (again.todo, again.failed) == ([], 1)
 
 
 @pytest.mark.parametrize(

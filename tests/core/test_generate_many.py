@@ -80,6 +80,7 @@ def alone(pipe: ZImagePipeline, prompt: str, seed: int, **given: Any) -> np.ndar
     ("line", "said"),
     [
         (b"nope", "no JSON"),
+        (b'{"prompt": "a"\n', "column 15"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 100_000, "no JSON"),
         (b'["a"]', "expected an object"),
@@ -314,6 +315,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path, capsys) -> None:
         (("--vram", "much"), "vram is 'much'"),
         (("--root", "nowhere"), "no folder"),
         (("--vision", "nowhere"), "does not exist"),
+        (("--workers", "2"), "--workers is for --ray"),
         (("--ray", "nobody"), "HOST:PORT"),
         (("--ray", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1"),
     ],
@@ -322,6 +324,23 @@ def test_bad_options_end_at_once_and_write_nothing(tmp_path: Path, capsys, optio
     requests = file_of(tmp_path, [{"prompt": "a fox", **SMALL}])
     assert run(requests, tmp_path / "out", *options) == 1
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "is no file: expected requests"),
+        (b"", "holds no request that can be drawn. It is empty"),
+        (b'\n{"Prompt": "a"}\n{}', 'Line 2: "Prompt" is unknown'),
+    ],
+)
+def test_a_file_without_requests_begins_no_folder(tmp_path: Path, capsys, text, said: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    if text is not None:
+        path.write_bytes(text)
+    assert run(path, tmp_path / "out") == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert run(tmp_path, tmp_path / "out") == 1 and "is no file" in capsys.readouterr().err
 
 
 def test_without_ray_it_says_what_is_missing(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -88,12 +88,17 @@ def job_of(given: argparse.Namespace, device: str) -> Job:
 
 def begun(given: argparse.Namespace, job: Job) -> Manifest:
     found = read(given.requests)
+    if not found.requests:
+        why = f"line {found.broken[0].line}: {found.broken[0].error}" if found.broken else "it is empty"
+        raise ValueError(f"{given.requests} holds no request that can be drawn. {why[0].upper()}{why[1:]}")
     manifest = Manifest(given.out, found, given.batch, job.model)
     for broken in found.broken:
         log.warning("line %d: %s", broken.line, broken.error)
     left = sum(len(batch) for _, batch in manifest.todo)
     text = "%d requests, %d of them to draw; %d broken lines"
     log.info(text, len(found.requests), left, len(found.broken))
+    if manifest.failed:
+        log.warning("%d requests could not be drawn before: %s says why", manifest.failed, manifest.path)
     return manifest
 
 
@@ -231,6 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.batch < 1:
             raise ValueError(f"--batch {given.batch}: expected 1 or more")
+        if not given.requests.exists() or given.requests.is_dir():
+            raise FileNotFoundError(f"{given.requests} is no file: expected requests, one JSON object a line")
+        if hasattr(given, "workers") and not hasattr(given, "ray"):
+            raise ValueError("--workers is for --ray, which is not given")
         if given.split and hasattr(given, "ray"):
             raise ValueError("--split and --ray are two ways: choose one")
         if not given.split and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -27,7 +27,7 @@ FORMAT = "zimage_core.generate 1"
 class Manifest:
     """Of a folder; `close` gives it free for another process.
 
-    todo: number and requests of each batch that is not done.
+    todo: number and requests of each batch that is not done. failed: how many requests have an error.
     """
 
     def __init__(self, folder: Path, found: RequestFile, largest: int, model: str) -> None:
@@ -35,7 +35,7 @@ class Manifest:
 
         Raises FileExistsError where the folder is of another run, or another process works in it.
         """
-        self.folder, self.path = folder, folder / NAME
+        self.folder, self.path, self.failed = folder, folder / NAME, 0
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file: expected a folder for the pictures")
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,7 @@ class Manifest:
         """What a run that was broken off has left. Lines that it did not finish are taken away."""
         batches: dict[int, Batch] = {}
         done: dict[int, set[str]] = {}
+        errors: list[int] = []  # the batch of each
         whole = 0
         try:
             for row, end in _rows(self.file):
@@ -77,6 +78,8 @@ class Manifest:
                     batches[row["batch"]] = tuple(requests[name] for name in row["requests"])
                 elif "id" in row:
                     done.setdefault(row["batch"], set()).add(row["id"])
+                    if "error" in row:
+                        errors.append(row["batch"])
                 whole = end
         except (ValueError, KeyError, TypeError):  # no JSON, or not what stood there
             batches = {}
@@ -84,6 +87,7 @@ class Manifest:
             raise FileExistsError(f"{self.path} was changed: choose an empty folder")
         self.file.truncate(whole)
         todo = [(n, batch) for n, batch in batches.items() if done.get(n) != {r.id for r in batch}]
+        self.failed = len(errors) - sum(errors.count(number) for number, _ in todo)
         if begun := done.keys() & {number for number, _ in todo}:
             self._write(_without(begun, self.file))
         return todo

@@ -97,7 +97,8 @@ def _lines(path: Path, seen: Callable[[bytes], Any]) -> Iterator[tuple[int, byte
 
 def parsed(line: bytes, number: int) -> Request:
     """Raises RequestError. number: of the line, from 1; the id and the seed where it gives none."""
-    if len(line.rstrip(b"\r\n")) > LINE_BYTES:
+    line = line.rstrip(b"\r\n")  # else an error at its end is at column 1 of the next
+    if len(line) > LINE_BYTES:
         raise RequestError(f"the line has more than {LINE_BYTES:,} bytes")
     try:
         found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
