@@ -149,7 +149,7 @@ class ZImagePipeline:
             raise ValueError("weights are streamed, or each process holds a part of them: not both")
         if sharded:
             where = torch.device(device or self.device)
-            shard(self.transformer, where.type, self._computes_in(self.transformer), group)
+            shard(self.transformer, where.type, self._computes_in(self.transformer), group, trains=False)
             self.card, self.sharded = SmallCard(left_on(where), where), True
         self.parallel = parallel
         return self

@@ -95,9 +95,9 @@ CASES = {
 }
 
 
-def nano() -> ZImagePipeline:
+def nano(dtype: torch.dtype | None = torch.float32) -> ZImagePipeline:
     parts = (NANO / f"{part}.safetensors" for part in ("transformer", "text_encoder", "autoencoder"))
-    return ZImagePipeline.from_files(*parts, NANO / "tokenizer", torch_dtype=torch.float32)
+    return ZImagePipeline.from_files(*parts, NANO / "tokenizer", torch_dtype=dtype)
 
 
 def drawn(pipe: ZImagePipeline, height: int) -> Tensor:
@@ -113,8 +113,8 @@ def picture() -> tuple[Tensor, Tensor]:
 
 
 def in_parts() -> tuple[Tensor, Tensor]:
-    """By one process, and by all, each with a part of the weights."""
-    pipe = nano()
+    """In the types of the files, by one process, and by all, each with a part of the weights."""
+    pipe = nano(dtype=None)
     alone, whole = drawn(pipe, 128), held(pipe)
     together = drawn(pipe.enable_parallel(sharded=True), 128)
     assert held(pipe) < 0.6 * whole, (held(pipe), whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from ..model.modulation import before, behind
 from .streaming import RUN_STACKS, STEP_STACKS
 
 
-def shard(model: nn.Module, device_type: str, computes: torch.dtype, group: Any = None) -> None:
+def shard(
+    model: nn.Module, device_type: str, computes: torch.dtype, group: Any = None, trains: bool = True
+) -> None:
     """Each process of a group keeps its part of an S3DiT's parameters, which are of one type.
 
     device_type: where the parts come, such as "cuda": of each process its own card. computes: the type of
     the products; gradients, where there are any, are added up in float32. group: None: all processes.
+    trains: without it norms stay whole, where torch can do that, so that results are the same to the bit.
     Raises RuntimeError where torch is too old.
     """
     try:
@@ -39,8 +43,13 @@ def shard(model: nn.Module, device_type: str, computes: torch.dtype, group: Any 
     }
     blocks = [b for stack in (*STEP_STACKS, *RUN_STACKS) for b in getattr(model, stack, ())]
     modulated = [block.adaLN_modulation for block in blocks if hasattr(block, "adaLN_modulation")]
-    for block in blocks:
-        for norm in (*before(block), *behind(block)):
+    norms = [norm for block in blocks for norm in (*before(block), *behind(block))]
+    if not trains and "ignored_params" in inspect.signature(fully_shard).parameters:
+        given["ignored_params"] = {p for norm in norms for p in norm.parameters()}
+        for p in given["ignored_params"]:
+            p.data = p.data.to(device_type)
+    else:
+        for norm in norms:
             norm.register_forward_pre_hook(_called)
     fully_shard(modulated, **given)  # all of them run before the first block
     for block in blocks:
