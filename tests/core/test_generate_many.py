@@ -409,6 +409,7 @@ def test_a_line_that_was_not_finished_is_taken_away(tmp_path: Path) -> None:
         assert path.read_bytes() == whole and not (out / ".000001.png.part").exists()
 
 
+@pytest.mark.long
 def test_two_processes_share_each_picture(tmp_path: Path) -> None:
     lines = [{"prompt": "a fox", **SMALL}, {"prompt": "a cat", "loras": {"none": 1}, **SMALL}]
     requests = file_of(tmp_path, lines)
