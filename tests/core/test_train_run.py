@@ -165,18 +165,25 @@ def test_an_encoder_works_on_the_device_and_then_leaves_it(vram, made, monkeypat
     """With what may be used of a card, and without."""
     found, _ = parts.from_files(parts.files_in(NANO), vram=vram)
     encoders = found.encode.__self__
-    moved = []
-    pixels = torch.zeros(1, 3, 32, 32)
+    pixels, moved = torch.zeros(1, 3, 32, 32), []
+
+    def works() -> bool:
+        again = found.features("a fox"), found.encode(pixels)
+        return all(torch.equal(*both) for both in zip(before, again, strict=True))
+
+    def watch() -> None:
+        moved.clear()
+        for network in encoders.networks.values():
+            monkeypatch.setattr(network, "to", lambda place, own=network: moved.append(str(place)) or own)
+
     before = found.features("a fox"), found.encode(pixels)
-    for network in encoders.networks.values():
-        monkeypatch.setattr(network, "to", lambda place, network=network: moved.append(str(place)) or network)
-    again = found.features("a fox"), found.encode(pixels)
-    assert all(torch.equal(*both) for both in zip(before, again, strict=True))
-    assert moved == ([] if vram else ["cpu", "cpu"])
+    watch()
+    assert works() and moved == ([] if vram else ["cpu", "cpu"])  # to the device, which is the CPU here
     found.place()
-    moved.clear()
-    assert torch.equal(found.features("a fox"), before[0])
-    assert moved == ["cpu", "cpu"]  # to the device, which is the CPU here, and back
+    assert not encoders.networks, "they still take memory"
+    assert works()
+    watch()
+    assert works() and moved == ["cpu", "cpu"] * 2  # to the device and back
 
 
 def test_a_caption_is_cut_where_the_reference_cuts_it(tmp_path, pictures, made, caplog):

@@ -30,7 +30,7 @@ class EncoderFiles(Protocol):
 
 
 class Encoders:
-    """Each is read when the first picture or text needs it.
+    """Each is read when a picture or text needs it.
 
     card: what may be used of the device; the layers of the text encoder are then streamed. Without one the
     encoders stay on the device until `leave`, and are there only while they work after it.
@@ -68,11 +68,10 @@ class Encoders:
             return network(ids.to(self.device))[0]
 
     def leave(self) -> None:
-        """The device is the transformer's from here on."""
+        """The device is the transformer's from here on, and so is the memory."""
         if self.card:
             self.card.leave()
-        for network in self.networks.values():
-            network.to("cpu")
+        self.networks.clear()
         self.left = True
 
     def autoencoder(self) -> AutoencoderKL:
