@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.core.processes import ROOT
 
 START = 300  # seconds, on a machine that is busy
 TOGETHER = {  # and not with a token in somebody's home
@@ -54,3 +56,23 @@ def started(folder: Path) -> Iterator[str]:
             head.terminate()
             head.wait(60)
             patch.undo()
+
+
+class Driver:
+    """A module's command in a process of its own. What it says is in the file `log`."""
+
+    def __init__(self, log: Path, *command: str | Path) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            start = [sys.executable, "-m", *command]
+            self.process = subprocess.Popen(start, cwd=ROOT, stdout=file, stderr=file)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + START
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < end, self.said
+            time.sleep(0.01)

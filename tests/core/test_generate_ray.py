@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.core.processes import ROOT
-from tests.core.ray_head import START, started
+from tests.core.ray_head import START, Driver, started
 from tests.core.test_generate_many import NANO, SMALL, file_of, results, run
 from zimage_core.cluster import Cluster
 from zimage_core.generate.__main__ import job_of, parser
@@ -35,25 +32,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
 
 
-class Driver:
-    """The command in a process of its own."""
-
-    def __init__(self, requests: Path, out: Path, address: str) -> None:
-        self.log = out.with_suffix(f".{time.monotonic_ns()}.log")
-        options = ["--model", NANO, "--device", "cpu", "--ray", address, "--workers", "2"]
-        command = [sys.executable, "-m", "zimage_core.generate", requests, out, *options]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def wait_for(self, condition) -> None:
-        end = time.monotonic() + START
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < end, self.said
-            time.sleep(0.01)
+def driven(requests: Path, out: Path, address: str) -> Driver:
+    options = ["--model", NANO, "--device", "cpu", "--ray", address, "--workers", "2"]
+    log = out.with_suffix(f".{time.monotonic_ns()}.log")
+    return Driver(log, "zimage_core.generate", requests, out, *options)
 
 
 def done(out: Path) -> int:
@@ -70,7 +52,7 @@ def test_workers_and_the_driver_are_killed_and_nothing_is_lost_or_drawn_twice(
         {"prompt": f"a {'very ' * (n % 3 * 20)}red apple", **SMALL, "steps": 1 + n % 2} for n in range(200)
     ]
     requests, out = file_of(tmp_path, lines), tmp_path / "out"
-    driver = Driver(requests, out, address)
+    driver = driven(requests, out, address)
     for kill in (1, 2):
         before = done(out)
         driver.wait_for(lambda: done(out) >= before + 12)  # noqa: B023
@@ -83,7 +65,7 @@ def test_workers_and_the_driver_are_killed_and_nothing_is_lost_or_drawn_twice(
     driver.process.kill()
     driver.process.wait()
     assert done(out) < 200, f"{seed}: nothing was left to go on with"
-    again = Driver(requests, out, address)
+    again = driven(requests, out, address)
     assert again.process.wait(START) == 0, f"{seed}: {again.said}"
     torch.set_num_threads(1)
     assert run(requests, tmp_path / "one") == 0

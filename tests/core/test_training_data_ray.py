@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +23,7 @@ from tests.core import small_vlm
 from tests.core.drawn_faults import drawing, plant
 from tests.core.processes import ROOT
 from tests.core.random_models import seeds
-from tests.core.ray_head import START, started
+from tests.core.ray_head import START, Driver, started
 from tests.host.launch import stand_in_for_missing_ops
 from zimage_core.cluster import Cluster
 from zimage_core.train.data.__main__ import main
@@ -44,6 +42,7 @@ from zimage_core.weights import load_vision_encoder
 
 pytestmark = pytest.mark.long
 NANO = ROOT / "models" / "nano"
+DATA = ("zimage_core.train", "data")
 WORKER = re.compile(r"a worker on \S+, process (\d+)")
 WRITTEN = ("data.jsonl", "report.json", "report.txt", "sheet.jpg")
 
@@ -66,33 +65,13 @@ def command(source: Path, out: Path, *options: str | Path) -> list[str]:
     return [str(part) for part in (source, "--out", out, "--side", "64", *options)]
 
 
-class Driver:
-    """The command in a process of its own."""
-
-    def __init__(self, given: list[str], log: Path) -> None:
-        self.log = log
-        with log.open("wb") as file:
-            start = [sys.executable, "-m", "zimage_core.train", "data", *given]
-            self.process = subprocess.Popen(start, cwd=ROOT, stdout=file, stderr=file)
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def wait_for(self, condition) -> None:
-        end = time.monotonic() + START
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < end, self.said
-            time.sleep(0.01)
-
-
 def test_workers_are_killed_and_the_report_is_that_of_one_process(address: str, tmp_path: Path) -> None:
     (seed,) = seeds(1)
     faults = plant(tmp_path / "in", seed, 6, 30, kinds=("blurred", "tinted", "text"))
     data = tmp_path / "in" / "data.jsonl"
     content = (tmp_path / "in" / "0005.png").read_bytes()
     (tmp_path / "in" / "0005.png").write_bytes(content[: len(content) // 2])
-    driver = Driver(command(data, tmp_path / "out", "--ray", address), tmp_path / "log")
+    driver = Driver(tmp_path / "log", *DATA, *command(data, tmp_path / "out", "--ray", address))
     for kill in (1, 2):
         driver.wait_for(lambda: len(WORKER.findall(driver.said)) > kill)  # noqa: B023
         time.sleep(random.Random(seed + kill).uniform(0.5, 2))
@@ -212,7 +191,7 @@ def test_workers_of_another_version_and_without_a_model(
 def test_a_command_that_is_stopped_ends_with_its_workers(address: str, tmp_path: Path, number: int) -> None:
     plant(tmp_path / "in", 3, 30, 60, kinds=("text",))
     given = command(tmp_path / "in" / "data.jsonl", tmp_path / "out", "--ray", address)
-    driver = Driver(given, tmp_path / "log")
+    driver = Driver(tmp_path / "log", *DATA, *given)
     driver.wait_for(lambda: len(WORKER.findall(driver.said)) == 2)
     driver.process.send_signal(number)
     assert driver.process.wait(60) == 130, driver.said
